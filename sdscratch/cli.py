@@ -1,0 +1,251 @@
+"""The command line: `sdscratch VERB [key=value ...]`; see the README for a tour.
+
+A verb composes its configuration, checks it and hands it to `run(cfg)` of its module in sdscratch.commands. Modules
+load when they are needed, so that help and refusals come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from sdscratch import __version__
+from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+class Verb(NamedTuple):
+    """module: below sdscratch.commands. config: below conf/; None for verbs that take a run instead: `VERB RUN`."""
+
+    module: str
+    config: str | None
+    help: str
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "quickstart": Verb(
+        "quickstart",
+        "quickstart",
+        "Draw a data set, train VAE, CLIP and UNet on it from nothing, and sample pictures; a second call resumes.",
+        ("sdscratch quickstart", "sdscratch quickstart name=second seed=1"),
+    ),
+    "train": Verb(
+        "train",
+        "train",
+        "Train one stage (autoencoder, clip or diffusion) into the run folder runs/NAME.",
+        (
+            "sdscratch train experiment=tiny name=try1",
+            "sdscratch train experiment=tiny name=try2 max_steps=60 trainer.accumulate_grad_batches=2",
+            "sdscratch train -m experiment=tiny optimizer.lr=1.0e-4,2.0e-4 'name=lr_${optimizer.lr}'",
+        ),
+    ),
+    "resume": Verb(
+        "resume",
+        None,
+        "Continue a run from its newest valid checkpoint, with the configuration that it was started with.",
+        ("sdscratch resume runs/try1", "sdscratch resume runs/try1 max_steps=200"),
+    ),
+    "data shapes": Verb(
+        "data_shapes",
+        "data/shapes",
+        "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
+        ("sdscratch data shapes out=data/shapes",),
+    ),
+    "data encode": Verb(
+        "data_encode",
+        "data/encode",
+        "Encode image shards into latent shards with a trained VAE.",
+        ("sdscratch data encode path=data/shapes out=data/shapes_latents model=runs/vae",),
+    ),
+    "sample": Verb(
+        "sample",
+        "sample",
+        "Make pictures from prompts with a trained model.",
+        (
+            'sdscratch sample prompt="a red circle on a blue background"',
+            'sdscratch sample model=runs/try1 prompt="a sunset, cinematic (4k)" seed=3',
+        ),
+    ),
+}
+
+FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch")
+"""Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
+
+CONFIG_ERRORS = ("hydra", "omegaconf")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; `arguments` default to those of the process.
+
+    What the user can mend is one message on stderr (HYDRA_FULL_ERROR=1 adds the traceback). Our own bugs are raised.
+    """
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except SdscratchError as error:
+        return _complain(error, error.exit_code)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        return _complain(error, CannotWriteError.exit_code)
+    except KeyboardInterrupt:
+        print("sdscratch: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in CONFIG_ERRORS:
+            raise
+        return _complain(error, ConfigError.exit_code)  # a key that a command asked for and the user removed
+    return 0
+
+
+def _complain(error: Exception, exit_code: int) -> int:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    print(f"sdscratch: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(VERBS))
+    elif words[0] == "--version":
+        print(__version__)
+    elif (name := " ".join(words[:2])) in VERBS:
+        _run(name, words[2:])
+    elif (name := words[0]) in VERBS:
+        _run(name, words[1:])
+    elif family := {name: verb for name, verb in VERBS.items() if name.startswith(words[0] + " ")}:
+        if words[1:2] in ([], ["-h"], ["--help"]):
+            print(_overview(family))
+        else:
+            raise ConfigError(f"there is no verb {' '.join(words[:2])!r}{_nearest(' '.join(words[:2]), family)}")
+    else:
+        raise ConfigError(f"there is no verb {words[0]!r}{_nearest(words[0], VERBS)}")
+
+
+def _nearest(word: str, verbs: dict[str, Verb]) -> str:
+    from sdscratch.config.words import did_you_mean
+
+    by_last_word = {name.split()[-1]: name for name in verbs}
+    return did_you_mean(by_last_word.get(word, word), verbs) or f"; there are: {', '.join(verbs)}"
+
+
+def _overview(verbs: dict[str, Verb]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {name:{width}}  {verb.help}" for name, verb in verbs.items()]
+    return "\n".join(["usage: sdscratch VERB [key=value ...]", "", *lines, "", "sdscratch VERB --help tells more."])
+
+
+def _run(name: str, words: list[str]) -> None:
+    verb = VERBS[name]
+    if verb.config is None:
+        _run_on_a_run(name, verb, words)
+        return
+    options = _parser(name).parse_intermixed_args(words)
+
+    from sdscratch import config
+
+    overrides = _quoted(verb.config, options.overrides)
+    if options.config_dir:
+        overrides.append(_search_in(options.config_dir))
+    if options.help:
+        print(_help(name, verb, overrides))
+    elif options.info:
+        print("\n".join(f"{file}: {key}" for file, key in config.config_files(verb.config, overrides)))
+    elif options.cfg:
+        print(config.to_yaml(config.compose(verb.config, overrides), resolve=options.resolve), end="")
+    elif options.multirun:
+        config.sweep(verb.config, overrides, partial(_check_and_run, verb.module))
+    else:
+        _check_and_run(verb.module, config.compose(verb.config, overrides))
+
+
+def _check_and_run(module: str, cfg: DictConfig) -> None:
+    from sdscratch.config import check_config
+
+    check_config(cfg)
+    import_module(f"sdscratch.commands.{module}").run(cfg)
+
+
+def _run_on_a_run(name: str, verb: Verb, words: list[str]) -> None:
+    if "-h" in words or "--help" in words:
+        print(_help(name, verb, []))
+    elif not words or words[0].startswith("-") or "=" in words[0]:
+        raise ConfigError(f"{name} needs a run, as in `{verb.examples[0]}`")
+    else:
+        import_module(f"sdscratch.commands.{verb.module}").run(words[0], words[1:])
+
+
+def _quoted(verb_config: str, overrides: list[str]) -> list[str]:
+    """Overrides with free text in Hydra's quotes. A config group of that name (train's `model`) is no free text."""
+    matches = [re.fullmatch(rf"(\+{{0,2}}({'|'.join(FREE_TEXT)}))=(.*)", word, re.DOTALL) for word in overrides]
+    if not any(matches):
+        return overrides
+    from sdscratch.config import config_groups, literal
+
+    groups = config_groups(verb_config)
+    return [
+        f"{match[1]}={literal(match[3])}" if match and match[2] not in groups else word
+        for word, match in zip(overrides, matches, strict=True)
+    ]
+
+
+def _search_in(folder: str) -> str:
+    """The override that lets Hydra find configs in another folder too."""
+    from sdscratch.config import literal
+
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    return f"hydra.searchpath=[{literal('file://' + str(Path(folder).resolve()))}]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser(name: str) -> _Parser:
+    parser = _Parser(prog=f"sdscratch {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-i", "--info", choices=["defaults"])
+    parser.add_argument("--config-dir")
+    return parser
+
+
+FLAGS = """\
+  -m                   run once for each combination of comma-separated values: optimizer.lr=1.0e-4,2.0e-4
+  --cfg job            print the configuration and stop; with --resolve, with interpolations followed
+  --info defaults      print the files that make the configuration, and the key that each goes to
+  --config-dir FOLDER  look for phases, experiments and other options there too"""
+
+
+def _help(name: str, verb: Verb, overrides: list[str]) -> str:
+    argument = "RUN " if verb.config is None else ""
+    sections = [f"usage: sdscratch {name} {argument}[key=value ...]", verb.help]
+    sections.append("\n".join(["Examples:", *(f"  {example}" for example in verb.examples)]))
+    if verb.config is not None:
+        from sdscratch.config import compose, config_groups, to_yaml
+
+        if groups := config_groups(verb.config, overrides):
+            lines = [f"  {key}={group.chosen}  of {', '.join(group.options)}" for key, group in groups.items()]
+            sections.append("\n".join(["Choose an option of a group:", *lines]))
+        yaml = to_yaml(compose(verb.config, overrides), resolve=False)
+        sections.append("Set any key:\n" + "".join(f"  {line}\n" for line in yaml.splitlines()).rstrip())
+        sections.append(f"Flags:\n{FLAGS}")
+    return "\n\n".join(sections)

@@ -1,0 +1,27 @@
+"""The one room, with the commands, that knows Hydra: find conf/, compose it, check it against the code, build from it.
+
+cfg = compose("train", ["experiment=tiny", "optimizer.lr=2.0e-4"])
+check_config(cfg)
+trainer = build(cfg.trainer, callbacks=list(build_named(cfg.callbacks).values()))
+"""
+
+from sdscratch.config.building import build, build_named
+from sdscratch.config.checking import check_config
+from sdscratch.config.composition import compose, config_dir, config_files, config_groups, literal, sweep
+from sdscratch.config.saving import save_config, to_yaml
+from sdscratch.config.targets import find_target
+
+__all__ = [
+    "build",
+    "build_named",
+    "check_config",
+    "compose",
+    "config_dir",
+    "config_files",
+    "config_groups",
+    "find_target",
+    "literal",
+    "save_config",
+    "sweep",
+    "to_yaml",
+]

@@ -1,0 +1,151 @@
+"""Find conf/, compose a verb's configuration from it, and say in one screen why that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import sdscratch
+from sdscratch.config.checking import HEADLINE, object_problems
+from sdscratch.config.declared import dotted_keys, plain_problems
+from sdscratch.config.explaining import Group, explain
+from sdscratch.config.words import escape_interpolations, screen
+from sdscratch.errors import ConfigError, SdscratchError
+
+DELTAS = ("phase", "experiment", "debug", "sweep", "local")
+"""Groups whose files change keys but declare none, so that a misspelt key in them is an error."""
+
+
+def config_dir() -> Path:
+    """The absolute path of conf/: inside the package in a wheel, beside it in a checkout or an editable install."""
+    package = Path(sdscratch.__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"conf/ is neither in {package} nor beside it; install sdscratch again")
+
+
+def compose(verb_config: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a command would get: `compose("train", ["experiment=tiny", "optimizer.lr=2.0e-4"])`.
+
+    verb_config: path of a primary config below conf/, without .yaml. Raises ConfigError where Hydra cannot compose it,
+    or where a key outside the objects is not declared by the primary config and its groups. Changes no directory,
+    writes nothing, and may be called from anywhere, from inside a Hydra application too.
+    """
+    overrides = list(overrides)
+    with _hydra() as hydra, _readable_errors(hydra, verb_config, overrides):
+        loader = hydra.config_loader
+        cfg = loader.load_configuration(verb_config, overrides, RunMode.RUN, from_shell=False)
+        files, repository = _defaults_list(loader, verb_config, overrides)
+        declared = loader._compose_config_from_defaults_list([f for f in files if not _is_delta(f)], repository)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    if problems := plain_problems(cfg, declared):
+        raise ConfigError(screen(HEADLINE, [*problems, *object_problems(cfg)]))
+    return cfg
+
+
+def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[DictConfig], None]) -> None:
+    """Call `run` once for each combination of the values listed, by Hydra's sweeper and launcher (`-m`)."""
+
+    def job(_: DictConfig) -> None:
+        chosen = HydraConfig.get().overrides
+        run(compose(verb_config, [*chosen.hydra, *chosen.task]))
+
+    overrides = [*overrides, "hydra.mode=MULTIRUN"]
+    with _hydra() as hydra:
+        with _readable_errors(hydra, verb_config, overrides):
+            hydra.compose_config(verb_config, overrides, run_mode=RunMode.MULTIRUN)
+        try:
+            hydra.multirun(verb_config, task_function=job, overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:  # others come from the runs themselves
+            raise ConfigError(_explain(error, hydra, verb_config, overrides)) from error
+
+
+def config_groups(verb_config: str, overrides: Sequence[str] = ()) -> dict[str, Group]:
+    """The config groups that a verb chooses from, by name."""
+    with _hydra() as hydra, _readable_errors(hydra, verb_config, list(overrides)):
+        loader = hydra.config_loader
+        return _groups(loader.load_configuration(verb_config, list(overrides), RunMode.RUN, from_shell=False), loader)
+
+
+def config_files(verb_config: str, overrides: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The files below conf/ that make a configuration, later ones winning, each with the key it goes to."""
+    with _hydra() as hydra, _readable_errors(hydra, verb_config, list(overrides)):
+        files, _ = _defaults_list(hydra.config_loader, verb_config, list(overrides))
+    return [(file.config_path, file.package or "_global_") for file in files]
+
+
+def literal(text: str) -> str:
+    """Text in quotes, so that as the value of an override it arrives as it stands: commas, brackets, quotes, `${`."""
+    return QuotedString(escape_interpolations(text), Quote.single).with_quotes()
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    """A Hydra of our own over conf/; whatever was initialised before is put back."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), job_name="sdscratch", version_base="1.3"):
+            yield GlobalHydra.instance().hydra
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _defaults_list(loader: Any, verb_config: str, overrides: list[str]) -> tuple[list[Any], Any]:
+    """The files that make a configuration, without Hydra's own, and the repository that holds them, already read.
+
+    By Hydra's private functions: it has no public way to compose a part of a defaults list.
+    """
+    parsed, repository = loader._parse_overrides_and_create_caching_repo(verb_config, overrides)
+    found = create_defaults_list(repository, verb_config, parsed, prepend_hydra=True, skip_missing=False)
+    return [file for file in found.defaults if not _is_hydras(str(file.config_path))], repository
+
+
+def _is_delta(file: Any) -> bool:
+    return not file.primary and not file.package and file.config_path.partition("/")[0] in DELTAS
+
+
+def _is_hydras(name: str) -> bool:
+    return name == "hydra" or name.startswith("hydra/")
+
+
+def _groups(cfg: DictConfig, loader: Any) -> dict[str, Group]:
+    choices = {str(name): option for name, option in cfg.hydra.runtime.choices.items() if not _is_hydras(str(name))}
+    return {name: Group(choices[name], loader.get_group_options(name.partition("@")[0])) for name in sorted(choices)}
+
+
+@contextmanager
+def _readable_errors(hydra: Any, verb_config: str, overrides: list[str]) -> Iterator[None]:
+    """Turn whatever Hydra raises while it composes into a ConfigError: it does nothing then but read configuration."""
+    try:
+        yield
+    except SdscratchError:
+        raise
+    except Exception as error:
+        raise ConfigError(_explain(error, hydra, verb_config, overrides)) from error
+
+
+def _explain(error: Exception, hydra: Any, verb_config: str, overrides: list[str]) -> str:
+    loader = hydra.config_loader
+    try:
+        cfg = loader.load_configuration(verb_config, [], RunMode.RUN, from_shell=False)
+    except Exception:  # the files themselves are at fault: there is nothing to suggest
+        return explain(error, overrides)
+    groups = _groups(cfg, loader)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return explain(error, overrides, dotted_keys(cfg), groups)

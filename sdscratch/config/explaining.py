@@ -1,0 +1,68 @@
+"""Why Hydra could not compose a configuration, in one screen and in the user's terms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import yaml
+from hydra.errors import MissingConfigException, OverrideParseException
+
+from sdscratch.config.words import did_you_mean, first_line
+
+
+class Group(NamedTuple):
+    """A config group of a verb: the option that is chosen, if any, and those that could be."""
+
+    chosen: str | None
+    options: list[str]
+
+
+def explain(
+    error: Exception, overrides: Sequence[str], keys: Iterable[str] = (), groups: Mapping[str, Group] | None = None
+) -> str:
+    """Text for an exception of Hydra, OmegaConf or the YAML reader.
+
+    overrides: as given. keys, groups: what the verb has without overrides, for "did you mean".
+    """
+    text, groups = str(error), groups or {}
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem or error.context}"
+    if isinstance(error, MissingConfigException):
+        return _origin(text) + _missing_option(error, groups)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write key=value, and key='\"a value\"' around any of ,()[]{{}}=:"
+    if found := re.search(r"Could not (?:override|delete from config|delete)\W+([\w./@$-]+)", text):
+        hint = did_you_mean(found[1], [*keys, *groups]) or f"; to add one that the code takes: +{found[1]}=..."
+        return f"{_origin(text)}there is no key {found[1]!r}{hint}"
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        return f"{found[1]}: several values need -m, for a run each; a list is written [a,b], a string '\"a,b\"'"
+    if "Config group override" in text:
+        for name in (override.partition("=")[0].lstrip("+~") for override in overrides):
+            if name in groups:
+                return f"{name}: a config group takes the name of an option: {', '.join(groups[name].options)}"
+    return _plain(error)
+
+
+def _origin(text: str) -> str:
+    """`In 'experiment/mine': ` where Hydra names a file below a group."""
+    found = re.match(r"In '([^']*/[^']*)': ", text)
+    return found[0] if found else ""
+
+
+def _missing_option(error: MissingConfigException, groups: Mapping[str, Group]) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or (groups[group].options if group in groups else []))
+    if not options:
+        return f"there is no {error.missing_cfg_file!r} among the configurations"
+    return f"{group} has no option {option!r}, only {', '.join(options)}{did_you_mean(option, options)}"
+
+
+def _plain(error: BaseException) -> str:
+    """What the library says: the first exception in the chain that says anything, without addresses of its manual."""
+    cause: BaseException | None = error
+    while cause is not None and not str(cause).strip():
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip() and "https://" not in line]
+    return "\n  ".join(lines[:8]) or first_line(error)

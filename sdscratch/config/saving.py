@@ -1,0 +1,47 @@
+"""Configurations as text that may be kept beside a run and shown to anyone."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sdscratch.config.words import escape_interpolations
+
+MASK = "***"
+SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)s?(_|$)", re.IGNORECASE)
+TEXT_TOKEN = re.compile(r"^(bos|eos|pad|unk|cls|sep|mask)_token", re.IGNORECASE)  # of tokenizers
+
+
+def to_yaml(cfg: DictConfig, resolve: bool = True) -> str:
+    """The configuration as YAML that OmegaConf reads back as it stands, with secrets masked.
+
+    Masked are strings under keys such as `api_key`, `hf_token`, `password`, and wherever they appear the values of
+    environment variables with such names. resolve: write what interpolations lead to instead of the interpolations.
+    """
+    secrets = [value for name, value in os.environ.items() if value and SECRET.search(name)]
+    container = OmegaConf.to_container(cfg, resolve=resolve)
+    return OmegaConf.to_yaml(OmegaConf.create(_masked(container, secrets, escape=resolve)))
+
+
+def save_config(cfg: DictConfig, path: str | Path) -> None:
+    """Write to_yaml(cfg) to a file."""
+    Path(path).write_text(to_yaml(cfg), encoding="utf-8")
+
+
+def _masked(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _masked(item, secrets, escape, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item, secrets, escape, key) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if (SECRET.search(str(key)) and not TEXT_TOKEN.search(str(key))) or value in secrets:
+        return MASK
+    for secret in secrets:
+        if len(secret) >= 8:  # a shorter one is too likely to be part of a word
+            value = value.replace(secret, MASK)
+    return escape_interpolations(value) if escape else value

@@ -1,0 +1,68 @@
+"""What a `_target_` may name. A configuration chooses parts; it must not be able to run programs or load files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from sdscratch.config.words import did_you_mean, first_line
+from sdscratch.errors import ConfigError
+
+PACKAGES = ("sdscratch", "torch.optim", "lightning", "diffusers", "transformers")
+CLOSED = {"cli", "commands", "config", "modular_pipelines", "pipelines", "testing_utils"}
+"""Rooms of these packages that drive programs or load from the hub, and hold no part of a run."""
+
+
+def find_target(path: str) -> Callable[..., Any]:
+    """The class or function at a dotted path such as `sdscratch.models.UNet`.
+
+    Allowed is what sdscratch itself defines, and classes that torch.optim, lightning, diffusers and transformers
+    define. Every step must be a module of that very name, then at most a class: `sdscratch.randomness.np.load`
+    walks through another module; foreign `from_pretrained`, `load_*`, `run_*` and the like are no classes.
+    Raises ConfigError.
+    """
+    if not inside(path):
+        raise ConfigError(f"{path!r} is not allowed: a _target_ begins with {', '.join(p + '.' for p in PACKAGES)}")
+    names = path.split(".")
+    if any(not name.isidentifier() or name.startswith("_") for name in names):
+        raise ConfigError(f"{path!r} is not allowed: it names something private, or nothing at all")
+    if closed := CLOSED.intersection(names):
+        raise ConfigError(f"{path!r} is not allowed: {', '.join(sorted(closed))} holds no part of a run")
+    owner, found = _walk(names)
+    home = str(getattr(found, "__module__", ""))
+    if not (inspect.isclass(found) or inspect.isfunction(found) or inspect.ismethod(found)) or not inside(home):
+        raise ConfigError(f"{path!r} is not allowed: it is no class or function of {', '.join(PACKAGES)}")
+    if CLOSED.intersection(home.split(".")):
+        raise ConfigError(f"{path!r} is not allowed: {home}, where it is defined, holds no part of a run")
+    package = home.partition(".")[0]
+    if package != "sdscratch" and not (inspect.isclass(found) and isinstance(owner, ModuleType)):
+        raise ConfigError(f"{path!r} is not allowed: of {package}, only classes may be named")
+    return found
+
+
+def inside(path: object) -> bool:
+    """Whether a dotted path lies in one of the allowed packages."""
+    return isinstance(path, str) and any(path == package or path.startswith(package + ".") for package in PACKAGES)
+
+
+def _walk(names: list[str]) -> tuple[Any, Any]:
+    """What the names lead to, and what holds it, importing modules on the way."""
+    owner: Any = None
+    found: Any = None
+    for depth, name in enumerate(names, start=1):
+        path, owner = ".".join(names[:depth]), found
+        try:
+            is_module = owner is None or (isinstance(owner, ModuleType) and not hasattr(owner, name))
+            found = import_module(path) if is_module else getattr(owner, name)
+        except Exception as error:  # an import may fail in any way
+            if isinstance(error, AttributeError) or getattr(error, "name", None) == path:
+                submodules = [module.name for module in iter_modules(getattr(owner, "__path__", []))]
+                raise ConfigError(f"there is no {path!r}{did_you_mean(name, [*dir(owner), *submodules])}") from error
+            raise ConfigError(f"cannot import {path}: {type(error).__name__}: {first_line(error)}") from error
+        if isinstance(found, ModuleType) and found.__name__ != path:
+            raise ConfigError(f"{'.'.join(names)!r} is not allowed: {path} is the module {found.__name__}")
+    return owner, found

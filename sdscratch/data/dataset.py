@@ -1,0 +1,100 @@
+"""A folder of shards as an endless sequence: position -> sample, with every draw keyed by the position."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch.utils.data import Dataset
+
+from sdscratch.data import latents
+from sdscratch.data.batch import Sample
+from sdscratch.data.captions import captions_of, choose, record_of
+from sdscratch.data.images import image_member, preprocess
+from sdscratch.data.index import ShardIndex
+from sdscratch.data.order import SampleOrder
+from sdscratch.errors import ConfigError, DataError
+from sdscratch.randomness import noise, uniform
+
+OnBad = Literal["fail", "quarantine"]
+MAX_REPLACEMENTS = 16
+
+
+class ShardDataset(Dataset[Sample]):
+    """`dataset[position]` is a pure function of (seed, position): any worker of any rank gives the same bits.
+
+    It has no length, since positions go on from epoch to epoch.
+
+    index: image or latent shards, whole or a part. order: what comes at a position.
+    resolution: pixels of the square images; latents come as they were encoded.
+    random_crop, flip: draw the crop and the mirroring, else centre and none; latents have a flip if encoded with one.
+    on_bad: a sample that cannot be used stops the run ("fail"), or another one, a function of seed and position, takes
+        its place and names it in `quarantined` ("quarantine").
+    scaling_factor: multiplies latents; the one of the VAE that made them.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        order: SampleOrder,
+        seed: int,
+        resolution: int,
+        random_crop: bool = False,
+        flip: bool = False,
+        on_bad: OnBad = "fail",
+        scaling_factor: float = 1.0,
+    ):
+        if on_bad not in ("fail", "quarantine"):
+            raise ConfigError(f"on_bad={on_bad!r} is unknown. Expected 'fail' or 'quarantine'.")
+        self.index, self.order, self.seed, self.resolution = index, order, seed, resolution
+        self.random_crop, self.flip, self.on_bad, self.scaling_factor = random_crop, flip, on_bad, scaling_factor
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.load(self.order.at(position), position)
+
+    def load(self, n: int, position: int) -> Sample:
+        """Sample number n, with the draws of `position`. Raises DataError naming a sample that cannot be used."""
+        bad: list[str] = []
+        while True:
+            try:
+                return self._sample(n, position, bad)
+            except DataError as error:
+                reason = f"{self.index.where(n)} is a bad sample: {error}."
+                if self.on_bad == "fail":
+                    raise DataError(
+                        f"{reason} Mend it, or set dataset.on_bad=quarantine to replace such samples."
+                    ) from error
+                bad.append(self.index.key(n))
+                if len(bad) > MAX_REPLACEMENTS:
+                    raise DataError(
+                        f"{reason} {MAX_REPLACEMENTS} replacements were bad as well; check the data."
+                    ) from error
+                n = int(uniform(self.seed, f"replacement/{len(bad)}", position) * len(self.index))
+
+    def _sample(self, n: int, position: int, bad: list[str]) -> Sample:
+        members = self.index.read(n)
+        record = record_of(members)
+        captions = captions_of(members, record)
+        if not captions:
+            raise DataError("it has no caption")
+        sample: Sample = {
+            "caption": choose(captions, self._draw("caption", position)),
+            "key": self.index.key(n),
+            "source": str(record.get("source", "unknown")),
+            "position": position,
+            "quarantined": bad,
+        }
+        if self.index.kind == "latents":
+            if "latent.npy" not in members:
+                raise DataError("it has no latents")
+            moments = latents.unpack(members["latent.npy"])
+            flip = int(self._draw("flip", position) * len(moments)) if self.flip else 0
+            vae_noise = noise(self.seed, "vae", position, moments.shape[2:])
+            sample["latents"] = latents.draw(moments, flip, vae_noise) * self.scaling_factor
+        else:
+            crop = (self._draw("crop_x", position), self._draw("crop_y", position)) if self.random_crop else (0.5, 0.5)
+            mirror = self.flip and self._draw("flip", position) < 0.5
+            sample["image"] = preprocess(image_member(members), self.resolution, crop, mirror)
+        return sample
+
+    def _draw(self, purpose: str, position: int) -> float:
+        return uniform(self.seed, purpose, position)

@@ -1,0 +1,106 @@
+"""From the bytes of a picture to what a network sees, and back: the one way for training, evaluation and sampling."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sdscratch.errors import ConfigError, DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at their header
+_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+
+def check_resolution(resolution: int, factor: int) -> None:
+    """Raise ConfigError unless a VAE that shrinks by `factor` can take square images of `resolution` pixels."""
+    if resolution < factor or resolution % factor:
+        below = max(resolution // factor, 1) * factor
+        raise ConfigError(
+            f"resolution={resolution} is not divisible by the VAE's factor {factor}. "
+            f"Set it to {below} or {below + factor}."
+        )
+
+
+def image_member(members: Mapping[str, bytes]) -> bytes:
+    """The picture among the members of a sample. Raises DataError when there is none."""
+    for suffix in _SUFFIXES:
+        if suffix in members:
+            return members[suffix]
+    raise DataError(f"it has no image: expected a member of {', '.join(_SUFFIXES)}, found {', '.join(members)}")
+
+
+def open_image(data: bytes, at_least: int | None = None) -> Image.Image:
+    """Decode a JPEG, PNG or WebP into 8-bit RGB, upright by its EXIF orientation, on white where it is transparent.
+
+    The first frame of an animation. at_least: pixels of the shorter side that suffice; a larger JPEG is then decoded at
+    a half, quarter or eighth of its size. Raises DataError saying what is wrong with the bytes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"the image has {image.width}x{image.height} pixels, allowed are {MAX_PIXELS} in all")
+            if at_least is not None:
+                image.draft(None, (2 * at_least, 2 * at_least))  # twice, so that LANCZOS still does the last reduction
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"the image is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # decoders of hostile bytes raise nearly anything
+        reason = " ".join(str(error).split())
+        raise DataError(f"the image cannot be decoded ({type(error).__name__}: {reason})") from error
+
+
+def fit(image: Image.Image, resolution: int, crop: tuple[float, float] = (0.5, 0.5), flip: bool = False) -> Image.Image:
+    """Scale the shorter side to `resolution` and crop to a square, in one resampling (LANCZOS).
+
+    crop: which square, from (0, 0) at the left and top to (1, 1); (0.5, 0.5) is the centre. flip: mirror left-right.
+    """
+    side = min(image.size)
+    left, top = (int(u * (length - side) + 0.5) for u, length in zip(crop, image.size, strict=True))
+    box = (left, top, left + side, top + side)
+    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """8-bit RGB -> float32 (3, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1], clipped -> 8-bit RGB; the exact inverse of `to_tensor`."""
+    pixels = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def preprocess(
+    data: bytes | Image.Image, resolution: int, crop: tuple[float, float] = (0.5, 0.5), flip: bool = False
+) -> Tensor:
+    """A picture as a network sees it: float32 (3, resolution, resolution) in [-1, 1]. Raises DataError, as above."""
+    upright = (
+        open_image(data, at_least=resolution) if isinstance(data, bytes) else _to_rgb(ImageOps.exif_transpose(data))
+    )
+    return to_tensor(fit(upright, resolution, crop, flip))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to white
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,118 @@
+"""Where the members of a tar file lie. Extracts nothing, and takes no damaged header for the end of the file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sdscratch.errors import DataError
+
+_BLOCK = 512
+_LONGEST_EXTENSION = 1 << 20  # bytes of an extended header; real ones have some hundred
+_FILE = (b"0", b"\0", b"7")
+_WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes: never of interest
+_NAME = re.compile(r"[\w\-./ ]{1,256}", re.ASCII)
+
+
+class Member(NamedTuple):
+    """A plain file in a tar: its name, and the place and size in bytes of its content."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def members(path: Path) -> Iterator[Member]:
+    """The plain files of an uncompressed tar (USTAR, GNU or pax names), in order, without links, devices and folders.
+
+    Raises DataError naming the file and the place when a header is damaged, when the file ends too early, or when a
+    name is none that a data set should hold (other than letters, digits and `_-./ `, or with `..` in it).
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield from _members(path, descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _members(path: Path, descriptor: int, end: int) -> Iterator[Member]:
+    offset, name, size = 0, None, None  # the last two: said by an extended header, about the next file
+    while True:
+        header = os.pread(descriptor, _BLOCK, offset)
+        if header == bytes(_BLOCK):
+            if os.pread(descriptor, _LONGEST_EXTENSION, offset).strip(b"\0"):
+                raise DataError(f"{path} is damaged at byte {offset}: an empty block. Restore or delete it.")
+            return
+        if len(header) < _BLOCK:
+            raise DataError(f"{path} is cut off at byte {end}: a tar ends with empty blocks. Restore or delete it.")
+        kind, stored = header[156:157], _number(header[124:136])
+        if stored is None or not _checksum_fits(header):
+            raise DataError(f"{path} is damaged at byte {offset}: no tar header there. Restore or delete it.")
+        length = size if size is not None and kind in _FILE else 0 if kind in _WITHOUT_CONTENT else stored
+        content = offset + _BLOCK
+        if content + length > end:
+            raise DataError(f"{path} is cut off: a member at byte {offset} needs {length} bytes. Restore or delete it.")
+        offset = content + -(-length // _BLOCK) * _BLOCK
+
+        if kind in (b"L", b"x", b"K", b"g"):
+            if length > _LONGEST_EXTENSION:
+                raise DataError(f"{path} has an extended header of {length} bytes before byte {offset}. Delete it.")
+            extension = os.pread(descriptor, length, content)
+            if kind == b"L":
+                name = _text(extension)
+            elif kind == b"x":
+                fields = _pax(extension)
+                name = fields.get("path", name)
+                if not re.fullmatch(r"[0-9]{0,30}", fields.get("size", "")):
+                    raise DataError(f"{path} is damaged before byte {offset}: no size there. Restore or delete it.")
+                size = int(fields["size"]) if fields.get("size") else None
+            continue
+        if kind in _FILE:
+            found = name if name is not None else _ustar_name(header)
+            if not _NAME.fullmatch(found) or ".." in found:
+                raise DataError(
+                    f"{path} holds a member named {found[:100]!r}. Expected up to 256 letters, digits and '_-./ ', "
+                    "without '..'. Write the shard again with other names."
+                )
+            yield Member(found.removeprefix("./"), content, length)
+        elif kind not in _WITHOUT_CONTENT:
+            raise DataError(
+                f"{path} has a member of unknown type {kind!r} before byte {offset}. Write it as plain files."
+            )
+        name = size = None
+
+
+def _checksum_fits(header: bytes) -> bool:
+    return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+
+
+def _number(field: bytes) -> int | None:
+    """Octal digits, or the base-256 that GNU tar writes for sizes beyond 8 GiB; None when it is neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:])
+    digits = field.partition(b"\0")[0].strip()
+    return int(digits or b"0", 8) if re.fullmatch(rb"[0-7]*", digits) else None
+
+
+def _ustar_name(header: bytes) -> str:
+    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{_text(header[:100])}" if prefix else _text(header[:100])
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", errors="replace")
+
+
+def _pax(extension: bytes) -> dict[str, str]:
+    """Lines of "LENGTH KEYWORD=VALUE\\n"."""
+    fields = {}
+    while match := re.match(rb"(\d{1,7}) ([^=]{1,99})=", extension):
+        length = int(match[1])
+        if not match.end() <= length <= len(extension):
+            break
+        fields[_text(match[2])] = _text(extension[match.end() : length - 1])
+        extension = extension[length:]
+    return fields

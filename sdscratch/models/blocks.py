@@ -1,0 +1,195 @@
+"""The layers that a latent-diffusion UNet is made of (Rombach et al. 2022).
+
+Attributes that hold weights are named as in diffusers, so that weights pass both ways without a table.
+Feature maps are (B, C, H, W), in contiguous or channels_last memory; tokens are the same values as (B, H*W, C).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdscratch.errors import ConfigError
+
+
+def timestep_sinusoid(timesteps: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Timesteps (B,), whole or fractional -> float32 (B, channels): sines and cosines of wavelengths 2 pi to 20000 pi.
+
+    Always float32 (Vaswani et al. 2017, section 3.5, as in diffusers): half precision cannot tell 999 from 1000.
+    Sines come first, unless `flip_sin_to_cos`; `freq_shift` = 1 reaches the longest wavelength exactly.
+    """
+    half = channels // 2
+    exponents = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(exponents / (half - freq_shift))
+    waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    sinusoid = torch.cat(waves, dim=-1)
+    return F.pad(sinusoid, (0, 1)) if channels % 2 else sinusoid
+
+
+class TimestepEmbedding(nn.Module):
+    """A two-layer perceptron from the sinusoid (B, in_channels) to what residual blocks read (B, out_channels)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a shortcut; between them the noise level is added to every pixel.
+
+    hidden_states (B, in_channels, H, W), time (B, time_channels) -> (B, out_channels, H, W).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int, norm_num_groups: int, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_num_groups, in_channels, norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_channels, out_channels)
+        self.norm2 = nn.GroupNorm(norm_num_groups, out_channels, norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, hidden_states: Tensor, time: Tensor) -> Tensor:
+        update = self.conv1(F.silu(self.norm1(hidden_states)))
+        update = update + self.time_emb_proj(time)[:, :, None, None]
+        update = self.conv2(F.silu(self.norm2(update)))
+        return self.conv_shortcut(hidden_states) + update
+
+
+class Attention(nn.Module):
+    """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels)."""
+
+    def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
+        query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        gathered = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, channels / heads)
+        return self.to_out(gathered.transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """A linear layer whose output is gated by the GELU of another (Shazeer 2020)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_channels, 2 * out_channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values, gates = self.proj(tokens).chunk(2, dim=-1)
+        return values * F.gelu(gates)
+
+
+class FeedForward(nn.Module):
+    """The per-token perceptron of a transformer, four times as wide inside: (B, N, channels) -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The middle place is kept for the dropout that diffusers has there, so that the last layer is net.2 here too.
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+class TransformerBlock(nn.Module):
+    """Tokens look at each other, then at the text, then think: three pre-norm residual updates of (B, N, channels)."""
+
+    def __init__(self, channels: int, num_heads: int, cross_attention_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, channels, num_heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, cross_attention_dim, num_heads)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        normed = self.norm1(tokens)
+        tokens = tokens + self.attn1(normed, normed)
+        tokens = tokens + self.attn2(self.norm2(tokens), text)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the pixels of a feature map, as an update to it.
+
+    hidden_states (B, channels, H, W), text (B, T, cross_attention_dim) -> (B, channels, H, W).
+    `use_linear_projection` chooses linear layers over 1x1 convolutions; they differ in the shape of their weights only.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        cross_attention_dim: int,
+        norm_num_groups: int,
+        use_linear_projection: bool,
+    ) -> None:
+        super().__init__()
+        if num_heads > channels:
+            raise ConfigError(f"attention_head_dim asks for {num_heads} heads on {channels} channels: set fewer heads")
+        projection = nn.Linear if use_linear_projection else partial(nn.Conv2d, kernel_size=1)
+        inner_channels = channels // num_heads * num_heads  # narrower than `channels` where heads do not divide them
+        self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)  # in every SD1 model, whatever its norm_eps
+        self.proj_in = projection(channels, inner_channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner_channels, num_heads, cross_attention_dim)])
+        self.proj_out = projection(inner_channels, channels)
+        self.use_linear_projection = use_linear_projection
+
+    def forward(self, hidden_states: Tensor, text: Tensor) -> Tensor:
+        linear, size = self.use_linear_projection, hidden_states.shape[2:]
+        normed = self.norm(hidden_states)
+        tokens = self.proj_in(to_tokens(normed)) if linear else to_tokens(self.proj_in(normed))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, text)
+        update = to_map(self.proj_out(tokens), size) if linear else self.proj_out(to_map(tokens, size))
+        return hidden_states + update
+
+
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H*W, C), without a copy."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
+    """(B, H*W, C) -> (B, C, H, W), without a copy; contiguous tokens make a channels_last map."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+class Downsample(nn.Module):
+    """Halves height and width, rounding up: (B, channels, H, W) -> (B, channels, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.conv(hidden_states)
+
+
+class Upsample(nn.Module):
+    """Repeats pixels up to `size` (height, width), about twice the present one, and smooths with a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(hidden_states, size=size, mode="nearest"))

@@ -1,0 +1,176 @@
+"""The frozen parts around the UNet: pictures to latents and back (VAE), captions to text states (CLIP).
+
+Both come from a pretrained folder or from random initialisation, by configuration. Nothing here downloads: a hub id must
+already be in the local cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from sdscratch.errors import DataError
+from sdscratch.models.tokenizer import load_tokenizer, train_tokenizer
+
+
+@dataclass
+class TextEncoder:
+    """A CLIP text tower with the tokenizer it was trained with, and the whole CLIP where the image tower is at hand."""
+
+    model: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    clip: CLIPModel | None = None
+
+    def tokens(self, captions: Sequence[str]) -> Tensor:
+        """Token ids, int64 (B, T): start, text cut at T - 2 tokens, end; padded with end up to T = `model_max_length`."""
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """States of all tokens after the final norm, (B, T, D): what StableDiffusionPipeline feeds to its UNet.
+
+        Each distinct caption is encoded once, which with caption dropout and class captions saves most of the work.
+        """
+        distinct = sorted(set(captions))
+        states = self.model(self.tokens(distinct).to(self.model.device)).last_hidden_state
+        rows = {caption: row for row, caption in enumerate(distinct)}
+        return states[torch.tensor([rows[caption] for caption in captions], device=states.device)]
+
+
+@dataclass
+class FrozenEncoders:
+    """What a diffusion run uses but does not train. No Module on purpose: not in its checkpoints, DDP or EMA."""
+
+    vae: AutoencoderKL
+    text: TextEncoder
+
+    def __post_init__(self) -> None:
+        for network in (self.vae, self.text.model):
+            network.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoders:
+        return self
+
+    def to(self, device: torch.device | str) -> FrozenEncoders:
+        """Move both networks, in place."""
+        self.vae.to(device)
+        self.text.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Latents (B, C, h, w), scaled to unit variance, of images (B, 3, H, W) in [-1, 1]; noise draws from the posterior."""
+        posterior = self.vae.encode(images).latent_dist
+        return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about in [-1, 1], of scaled latents."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+
+
+def downsampling_factor(vae: AutoencoderKL) -> int:
+    """How many pixels one latent spans in each direction."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """16 hex digits that name the weights. The scaling factor is left out: shards hold raw moments, so it may change."""
+    digest = sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_vae(path: str) -> AutoencoderKL:
+    """A trained VAE from a model folder (its `vae/`), a VAE folder or a hub id in the local cache."""
+    folder = Path(path) / "vae" if (Path(path) / "vae").is_dir() else path
+    return _pretrained(AutoencoderKL, folder, "a VAE")
+
+
+def load_text_encoder(captions: Iterable[str], path: str) -> TextEncoder:
+    """A trained text tower and tokenizer from a model folder (`text_encoder/` and `tokenizer/`) or a hub id of a CLIP.
+
+    captions: where a new text encoder learns its tokenizer from; a trained one brings its own, so they are not read.
+    """
+    root = Path(path)
+    if (root / "text_encoder").is_dir():
+        model = _pretrained(CLIPTextModel, root / "text_encoder", "a CLIP text encoder")
+        return TextEncoder(model, load_tokenizer(root / "tokenizer"))
+    model = _pretrained(CLIPTextModel, path, "a CLIP text encoder")
+    return TextEncoder(model, CLIPTokenizer.from_pretrained(path, local_files_only=True))
+
+
+def new_clip(
+    captions: Iterable[str],
+    *,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    image_size: int,
+    patch_size: int,
+    vision_hidden_size: int | None = None,
+    vision_num_hidden_layers: int | None = None,
+    projection_dim: int | None = None,
+    vocab_size: int = 49408,
+    max_length: int = 77,
+    tokenizer: CLIPTokenizer | None = None,
+) -> TextEncoder:
+    """A CLIP with random weights; its tokenizer is learnt from the captions, unless one is given.
+
+    hidden_size is the width of the text states and so the UNet's cross_attention_dim. The image tower (only trained by
+    the CLIP stage) takes the text tower's sizes where its own are not given.
+    """
+    tokenizer = tokenizer or train_tokenizer(captions, vocab_size, max_length)
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision_width = vision_hidden_size or hidden_size
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": 4 * hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "max_position_embeddings": tokenizer.model_max_length,
+            "projection_dim": projection_dim or hidden_size,
+            **special,
+        },
+        vision_config={
+            "hidden_size": vision_width,
+            "intermediate_size": 4 * vision_width,
+            "num_hidden_layers": vision_num_hidden_layers or num_hidden_layers,
+            "num_attention_heads": max(1, vision_width * num_attention_heads // hidden_size),
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "projection_dim": projection_dim or hidden_size,
+        },
+        projection_dim=projection_dim or hidden_size,
+    )
+    clip = CLIPModel(config)
+    return TextEncoder(clip.text_model, tokenizer, clip)
+
+
+def _pretrained(kind: type, path: str | Path, what: str) -> Any:
+    try:
+        return kind.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} holds no {what[2:]} that can be read ({str(error).splitlines()[0]}). Expected a local folder, or a hub id "
+            f"already downloaded: `hf download {path}`"
+        ) from error

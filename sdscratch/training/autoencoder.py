@@ -1,0 +1,136 @@
+"""Stage 1: a VAE learns to put pictures into few numbers and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from sdscratch.data import ImageBatch, to_pil
+from sdscratch.data.grid import captioned_grid
+from sdscratch.interop.diffusers_folder import save_model_folder
+from sdscratch.models.latent_scale import LatentMoments, with_unit_latents
+from sdscratch.randomness import noise
+from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
+
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+
+class Autoencoder(Stage):
+    """Reconstruction + kl_weight * KL(posterior || N(0, 1)), both as means over their elements.
+
+    reconstruction: "l1", "mse", or "l1+mse". perceptual: a feature network, images (B, 3, H, W) -> feature maps, whose
+    squared differences (of unit-length features) count perceptual_weight. posterior_std: the standard deviation that the
+    posterior starts from; at 1, the default of AutoencoderKL, its noise drowns everything a fresh encoder says.
+    """
+
+    network: AutoencoderKL
+    headline = "val/reconstruction"
+
+    def __init__(
+        self,
+        network: AutoencoderKL,
+        kl_weight: float,
+        reconstruction: Literal["l1", "mse", "l1+mse"] = "l1",
+        perceptual: Features | None = None,
+        perceptual_weight: float = 0.0,
+        posterior_std: float = 0.05,
+        seed: int = 0,
+        *,
+        optimizer: MakeOptimizer,
+        lr_schedule: LrSchedule,
+        ema_decay: float = 0.9999,
+        max_grad_norm: float = 1.0,
+        global_batch_size: int = 1,
+    ) -> None:
+        _start_posterior_at(network, posterior_std)
+        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        self.kl_weight, self.reconstruction, self.seed = kl_weight, reconstruction, seed
+        self.perceptual, self.perceptual_weight = [perceptual], perceptual_weight  # in a list: not to be trained or saved
+
+    def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """Of one batch; the posterior's noise is keyed by each sample's position."""
+        images = batch["images"]
+        posterior = self.network.encode(images).latent_dist
+        draws = [noise(self.seed, "posterior", int(p), tuple(posterior.mean.shape[1:])) for p in batch["positions"]]
+        latents = posterior.mean + posterior.std * torch.stack(draws).to(images.device)
+        reconstructed = self.network.decode(latents).sample
+        losses = {"reconstruction": self._distance(reconstructed, images), "kl": posterior.kl().mean() / latents[0].numel()}
+        losses["loss"] = losses["reconstruction"] + self.kl_weight * losses["kl"]
+        if self.perceptual[0] is not None:
+            losses["perceptual"] = _feature_distance(self.perceptual[0], reconstructed, images)
+            losses["loss"] = losses["loss"] + self.perceptual_weight * losses["perceptual"]
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, network: AutoencoderKL, batches: Iterable[ImageBatch]) -> dict[str, float]:
+        """Of the posterior's mean: reconstruction loss, PSNR in dB; and mean KL and standard deviation of the latents."""
+        sums = torch.zeros(4, dtype=torch.float64)
+        moments = LatentMoments(network.config.latent_channels)
+        for batch in batches:
+            images = batch["images"]
+            posterior = network.encode(images).latent_dist
+            reconstructed = network.decode(posterior.mean).sample.clamp(-1, 1)
+            sums += len(images) * torch.tensor(
+                [
+                    1.0,
+                    self._distance(reconstructed, images),
+                    F.mse_loss(reconstructed, images),
+                    posterior.kl().mean() / posterior.mean[0].numel(),
+                ],
+                dtype=torch.float64,
+            )
+            moments.add(posterior)
+        sums = self.add_over_ranks(sums)
+        moments.totals = self.add_over_ranks(moments.totals)
+        _, distance, error, kl = (sums / sums[0]).tolist()
+        return {
+            "val/reconstruction": distance,
+            "val/psnr": float(10 * torch.log10(torch.tensor(4 / max(error, 1e-12)))),
+            "val/kl": kl,
+            "val/latent_std": moments.std,
+        }
+
+    @torch.no_grad()
+    def preview(self, network: AutoencoderKL, batches: Iterable[ImageBatch]) -> Image.Image:
+        """Pairs: the picture, and what is left of it."""
+        batch = next(iter(batches))
+        images = batch["images"][:8]
+        reconstructed = network.decode(network.encode(images).latent_dist.mean).sample
+        pairs = [picture for pair in zip(images, reconstructed, strict=True) for picture in pair]
+        names = [name for key in batch["keys"][:8] for name in (f"input {key}", "reconstruction")]
+        return captioned_grid([to_pil(picture) for picture in pairs], names, columns=8)
+
+    @torch.no_grad()
+    def save(
+        self, network: AutoencoderKL, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]
+    ) -> None:
+        """A model folder with a `vae/` alone, its latents of mean 0 and, times scaling_factor, of standard deviation 1."""
+        moments = LatentMoments(network.config.latent_channels)
+        for batch in batches:
+            moments.add(network.encode(batch["images"]).latent_dist)
+        save_model_folder(
+            folder, vae=with_unit_latents(network, moments), about={"latents": moments.as_dict(), **about}
+        )
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        terms = {"l1": F.l1_loss, "mse": F.mse_loss}
+        return torch.stack([terms[name](a, b) for name in self.reconstruction.split("+")]).sum()
+
+
+@torch.no_grad()
+def _start_posterior_at(vae: AutoencoderKL, std: float) -> None:
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:].mul_(0.1)
+    vae.quant_conv.bias[channels:].fill_(2 * float(torch.tensor(std).log()))
+
+
+def _feature_distance(features: Features, a: Tensor, b: Tensor) -> Tensor:
+    pairs = zip(features(a), features(b), strict=True)
+    return torch.stack([(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean() for x, y in pairs]).sum()

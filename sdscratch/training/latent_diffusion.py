@@ -1,0 +1,89 @@
+"""Stage 3: a UNet learns to tell latents from noise, given a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sdscratch.data import LatentBatch
+from sdscratch.data.grid import captioned_grid
+from sdscratch.diffusion import Objective, ValidationLoss
+from sdscratch.interop.diffusers_folder import save_model_folder
+from sdscratch.models.encoders import FrozenEncoders
+from sdscratch.pipeline import SamplingDefaults, TextToImage
+from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
+
+
+class LatentDiffusion(Stage):
+    """Trains the UNet alone; VAE and text encoder are frozen and live outside the module.
+
+    objective: what is asked of the UNet and how losses are weighted. sampling: how previews are drawn, and the defaults
+    that the model folder hands on.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encoders: FrozenEncoders,
+        objective: Objective,
+        sampling: SamplingDefaults,
+        preview_prompts: list[str],
+        *,
+        optimizer: MakeOptimizer,
+        lr_schedule: LrSchedule,
+        ema_decay: float = 0.9999,
+        max_grad_norm: float = 1.0,
+        global_batch_size: int = 1,
+    ) -> None:
+        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        self.encoders, self.objective, self.sampling = encoders, objective, sampling
+        self.preview_prompts = preview_prompts
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.encoders.to(self.device)
+
+    def losses(self, batch: LatentBatch) -> dict[str, Tensor]:
+        """Weighted loss, which is minimised, beside the unweighted one, which compares between runs."""
+        losses = self._ask(self.network, batch)
+        return {"loss": losses.weighted.mean(), "loss_unweighted": losses.unweighted.mean()}
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, batches: Iterable[LatentBatch]) -> dict[str, float]:
+        """Unweighted loss at fixed noise and fixed, evenly spread timesteps; and in four bins of the noise level."""
+        total = ValidationLoss(self.objective.num_train_timesteps)
+        for batch in batches:
+            total.add(self._ask(network, batch).unweighted, batch["timesteps"])
+        total.totals = self.add_over_ranks(total.totals)
+        return {f"val/{name}": value for name, value in total.result().items()}
+
+    def preview(self, network: nn.Module, batches: Iterable[Any]) -> Image.Image:
+        """The same prompts from the same noise every time."""
+        pipe = TextToImage(
+            network, self.encoders, self.objective.noise_schedule, self.objective.prediction_type, self.sampling
+        )
+        return captioned_grid(pipe(self.preview_prompts, seed=0), self.preview_prompts, columns=4)
+
+    def save(self, network: nn.Module, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
+        """A diffusers pipeline folder with `network` as its UNet."""
+        save_model_folder(
+            folder,
+            unet=network,
+            vae=self.encoders.vae,
+            text=self.encoders.text,
+            noise_schedule=self.objective.noise_schedule,
+            prediction_type=self.objective.prediction_type,
+            about={"sampling": self.sampling.as_dict(), **about},
+        )
+
+    def _ask(self, network: nn.Module, batch: LatentBatch) -> Any:
+        states = self.encoders.text(batch["captions"])
+        latents = batch.get("latents")
+        if latents is None:
+            latents = self.encoders.encode_images(batch["images"], batch["vae_noise"])
+        return self.objective(network, latents, batch["noise"], batch["timesteps"], states)

@@ -1,0 +1,47 @@
+"""What the optimizer is given: parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels decay; vectors and scalars (norms, biases, temperatures) do not."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class WarmupCosine:
+    """Learning-rate factor in (0, 1]: linear warm-up, then half a cosine down to `final` at the last step.
+
+    factor(s) = (s + 1) / warmup_steps                                              while s < warmup_steps
+              = final + (1 - final) * (1 + cos(pi * (s - warmup) / (total - warmup))) / 2      afterwards
+    It has no state, so a resumed or changed run gets exactly what its own configuration says.
+    """
+
+    def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.1) -> None:
+        if not 0 <= warmup_steps <= total_steps:
+            raise ValueError(f"warmup_steps is {warmup_steps}, but must lie between 0 and total_steps ({total_steps})")
+        self.total_steps, self.warmup_steps, self.final = total_steps, warmup_steps, final
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class WarmupConstant:
+    """Learning-rate factor in (0, 1]: linear warm-up over `warmup_steps`, then 1."""
+
+    def __init__(self, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int) -> float:
+        return min(1.0, (step + 1) / max(1, self.warmup_steps))

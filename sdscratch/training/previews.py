@@ -1,0 +1,30 @@
+"""Shows what the averaged network can do, while training goes on."""
+
+from __future__ import annotations
+
+import time
+
+import lightning as L
+
+from sdscratch.run_folder import RunFolder
+from sdscratch.training.stage import Stage
+from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.tracking import log_image
+from sdscratch.training.validation import held_out
+
+
+class Previews(StepCallback):
+    """Every `every` steps and at the end: the stage's picture, `samples/step_00001000/ema.png`, and to W&B."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        if trainer.is_global_zero and is_due(trainer, step, self.every):
+            start = time.perf_counter()
+            picture = module.preview(module.ema.network, held_out(trainer, module))
+            folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / "ema.png")
+            log_image(trainer, "samples/ema", picture, step)
+            module.seconds_aside += time.perf_counter() - start

@@ -1,0 +1,33 @@
+"""Measures the averaged network on the fixed held-out set, while training goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+
+from sdscratch.training.stage import Stage
+from sdscratch.training.step_callback import StepCallback, is_due
+
+
+def held_out(trainer: L.Trainer, module: Stage) -> Iterator[Any]:
+    """The fixed validation batches of this rank, on the module's device."""
+    for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
+        yield module.transfer_batch_to_device(batch, module.device, 0)
+
+
+class Validation(StepCallback):
+    """Every `every` steps and at the end: the stage's measures of the EMA network into the metrics row."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        if is_due(trainer, step, self.every):
+            start = time.perf_counter()
+            with torch.no_grad():
+                module.step_metrics |= module.evaluate(module.ema.network, held_out(trainer, module))
+            module.seconds_aside += time.perf_counter() - start

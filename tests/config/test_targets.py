@@ -1,0 +1,94 @@
+"""A configuration names parts of a run, never programs or files to load."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from sdscratch.config import build, check_config, find_target
+from sdscratch.errors import ConfigError
+
+HOSTILE = [
+    "os.system",
+    "subprocess.run",
+    "builtins.eval",
+    "eval",
+    "",
+    "torch.load",
+    "torch.hub.load",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "torch.optim.lr_scheduler.warnings.warn",
+    "torch.optim.optimizer.torch.load",
+    "torch.optim..AdamW",
+    "torch.optim.AdamW.__init__",
+    "torch.optim.AdamW.__class__",
+    "torch.optim.AdamW.mro",
+    "torch.optimizers.AdamW",
+    "logging.os.system",
+    "pickle.loads",
+    "sdscratch.cli.sys.exit",
+    "sdscratch.cli.main",
+    "sdscratch.__main__.main",
+    "sdscratch.commands.train.run",
+    "sdscratch.config.build",
+    "sdscratch.randomness.np.load",
+    "sdscratch.data.tar.os.remove",
+    "sdscratch.models.encoders.Path",
+    "sdscratch.models.encoders.torch.load",
+    "sdscratch.models.UNet.load_state_dict",
+    "sdscratchy.evil",
+    "lightning.pytorch.cli.LightningCLI",
+    "lightning.pytorch.utilities.rank_zero_only",
+    "lightning.pytorch.LightningModule.load_from_checkpoint",
+    "lightning.pytorch.trainer.trainer.os.system",
+    "lightning.pytorch.seed_everything",
+    "diffusers.AutoencoderKL.from_pretrained",
+    "diffusers.AutoencoderKL.load_config",
+    "diffusers.StableDiffusionPipeline",
+    "diffusers.utils.import_utils.importlib.import_module",
+    "transformers.AutoModel.from_pretrained",
+    "transformers.pipeline",
+    "transformers.pipelines.pipeline",
+    "transformers.dynamic_module_utils.get_class_from_dynamic_module",
+    "transformers.utils.import_utils.direct_transformers_import",
+    "_frozen_importlib.__import__",
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+def test_no_target_runs_programs_or_loads_files(target):
+    with pytest.raises(ConfigError):
+        find_target(target)
+
+
+@pytest.mark.parametrize("shape", ["{node}", "{{a: [1, {node}]}}", "{{_target_: torch.optim.AdamW, lr: {node}}}"])
+@pytest.mark.parametrize("flags", ["", ", _partial_: true", ", _args_: [touch ran]"])
+def test_hostile_targets_are_refused_wherever_they_stand(shape, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = shape.format(node=f"{{_target_: os.system, command: touch ran{flags}}}")
+    cfg = OmegaConf.create(f"x: {text}")
+    with pytest.raises(ConfigError, match="os.system"):
+        check_config(cfg)
+    with pytest.raises(ConfigError):
+        build(cfg.x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_target_behind_an_interpolation_is_judged_by_where_it_leads():
+    cfg = OmegaConf.create({"evil": "os.system", "x": {"_target_": "${evil}", "command": "true"}})
+    with pytest.raises(ConfigError, match="os.system"):
+        build(cfg.x)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.optim.AdamW",
+        "torch.optim.lr_scheduler.LambdaLR",
+        "sdscratch.models.UNet.from_config",
+        "diffusers.AutoencoderKL",
+    ],
+)
+def test_the_parts_of_a_run_are_allowed(target):
+    assert callable(find_target(target))

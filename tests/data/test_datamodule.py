@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import lightning as L
+import pytest
+import torch
+from tiny_shards import image_samples, latent_samples
+from torch import nn
+
+from sdscratch.data import DataModule, ImageCollate, LatentCollate
+from sdscratch.data.datamodule import PositionSampler
+from sdscratch.data.shards import write_shards
+from sdscratch.errors import ConfigError, DataError
+from sdscratch.randomness import noise
+
+GLOBAL_BATCH = 8
+
+
+def to_timesteps(u: torch.Tensor) -> torch.Tensor:
+    return (u * 1000).long()
+
+
+def collate(latent_shape=None, **options) -> LatentCollate:
+    return LatentCollate(seed=5, timesteps=to_timesteps, caption_dropout=0.3, latent_shape=latent_shape, **options)
+
+
+def module(path, **options) -> DataModule:
+    defaults = {"resolution": 16, "global_batch_size": GLOBAL_BATCH, "seed": 5, "random_crop": True, "flip": True}
+    made = DataModule(str(path), **(defaults | options))
+    made.collate = collate((4, 2, 2))
+    return made
+
+
+def by_position(batches) -> dict[int, list]:
+    """Every batch taken apart: position -> what was made for it."""
+    rows = {}
+    for batch in batches:
+        for i, position in enumerate(batch["positions"].tolist()):
+            assert position not in rows, f"{position} came twice"
+            rows[position] = [value[i] for name, value in sorted(batch.items()) if name != "quarantined"]
+    return rows
+
+
+class Ranked:
+    """As much of a trainer as a datamodule asks of it, for a rank of a world that one process cannot be."""
+
+    def __init__(self, rank: int, world_size: int, accumulate: int):
+        self.global_rank, self.world_size, self.accumulate_grad_batches = rank, world_size, accumulate
+        self.strategy = self
+        self.root_device = torch.device("cpu")
+
+
+def run(path, steps=range(2, 7), world=1, workers=0, accumulate=1, **options) -> dict[int, list]:
+    batches = []
+    for rank in range(world):
+        made = module(path, num_workers=workers, **options)
+        made.trainer, made.start_step = Ranked(rank, world, accumulate), steps.start
+        batches += islice(made.train_dataloader(), len(steps) * accumulate)
+    return by_position(batches)
+
+
+def equal(a: dict[int, list], b: dict[int, list]) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for p in a for x, y in zip(a[p], b[p], strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*worker processes in total:UserWarning")
+@pytest.mark.parametrize("kind", ["image_shards", "latent_shards"])
+def test_workers_ranks_and_accumulation_change_no_sample_and_no_noise(request, kind):
+    folder = request.getfixturevalue(kind)
+    expected = run(folder)
+    assert sorted(expected) == list(range(2 * GLOBAL_BATCH, 7 * GLOBAL_BATCH))
+    for world in (1, 2):
+        for workers in (0, 1, 2, 4):
+            assert equal(run(folder, world=world, workers=workers), expected), (world, workers)
+    assert equal(run(folder, world=2, accumulate=2), expected)
+    assert not equal(run(folder, seed=6), expected)
+
+
+@pytest.mark.parametrize("kind", ["image_shards", "latent_shards"])
+def test_a_run_taken_up_at_any_step_goes_on_as_if_it_had_not_stopped(request, kind):
+    folder = request.getfixturevalue(kind)
+    whole = run(folder, range(0, 6))
+    assert equal(run(folder, range(0, 2)) | run(folder, range(2, 5)) | run(folder, range(5, 6)), whole)
+
+
+def test_the_global_random_state_is_neither_used_nor_moved(image_shards):
+    torch.manual_seed(0)
+    expected = run(image_shards)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert equal(run(image_shards), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 3)])
+def test_a_step_holds_exactly_its_positions(world, accumulate):
+    micro = 2
+    size = world * accumulate * micro
+    ranks = [iter(PositionSampler(3, size, micro, rank, world)) for rank in range(world)]
+    for step in range(3, 6):
+        found = [position for rank in ranks for _ in range(accumulate) for position in next(rank)]
+        assert sorted(found) == list(range(step * size, (step + 1) * size))
+
+
+def test_latent_batches_hold_what_they_say(latent_shards, image_shards):
+    made = module(latent_shards)
+    batch = next(iter(made.train_dataloader()))
+    assert batch["latents"].shape == batch["noise"].shape == (8, 4, 2, 2) and "images" not in batch
+    assert batch["positions"].tolist() == list(range(8)) and batch["positions"].dtype == torch.int64
+    assert batch["timesteps"].shape == (8,) and batch["dropped"].dtype == torch.bool
+    assert torch.equal(batch["noise"][3], noise(5, "noise", 3, (4, 2, 2)))
+    assert all((caption == "") == drop for caption, drop in zip(batch["captions"], batch["dropped"], strict=True))
+    assert batch["source"] == ["test"] * 8 and batch["quarantined"] == []
+
+    made = module(image_shards)
+    on_line = next(iter(made.train_dataloader()))
+    assert on_line["images"].shape == (8, 3, 16, 16) and "latents" not in on_line
+    assert torch.equal(on_line["vae_noise"][3], noise(5, "vae", 3, (4, 2, 2)))
+    assert torch.equal(on_line["noise"], batch["noise"]) and torch.equal(on_line["timesteps"], batch["timesteps"])
+    made.collate = collate(latent_shape=None)
+    with pytest.raises(ConfigError, match="latent_shape"):
+        next(iter(made.train_dataloader()))
+
+
+def test_image_batches_hold_what_they_say_and_latents_are_none(image_shards, latent_shards):
+    made = module(image_shards)
+    made.collate = ImageCollate()
+    batch = next(iter(made.train_dataloader()))
+    assert batch["images"].shape == (8, 3, 16, 16) and -1 <= batch["images"].min() < 0 < batch["images"].max() <= 1
+    assert [caption.split()[0] for caption in batch["captions"]] == [str(int(key)) for key in batch["keys"]]
+    assert batch["positions"].tolist() == list(range(8)) and made.kind == "images"
+    made = module(latent_shards)
+    made.collate = ImageCollate()
+    with pytest.raises(DataError, match="latents, but this stage trains on images"):
+        next(iter(made.train_dataloader()))
+
+
+def test_captions_are_dropped_and_timesteps_drawn_at_their_rates(latent_shards):
+    batches = list(islice(module(latent_shards, global_batch_size=100).train_dataloader(), 20))
+    dropped, timesteps = (torch.cat([batch[name] for batch in batches]).double() for name in ("dropped", "timesteps"))
+    assert abs(dropped.mean() - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5
+    assert abs(timesteps.mean() - 500) < 4 * 1000 * (1 / 12 / 2000) ** 0.5
+    assert abs(torch.corrcoef(torch.stack([dropped, timesteps]))[0, 1]) < 0.1
+
+
+def test_validation_is_the_same_in_every_run_and_over_any_ranks(image_shards):
+    def validate(world=1, **options):
+        batches = []
+        for rank in range(world):
+            made = module(image_shards, holdout=0.4, val_samples=6, **options)
+            made.trainer, made.start_step = Ranked(rank, world, 1), 9
+            batches += list(made.val_dataloader())
+        return by_position(batches)
+
+    expected = validate()
+    assert sorted(expected) == list(range(6))
+    for options in ({}, {"seed": 77}, {"world": 2}, {"global_batch_size": 2}, {"num_workers": 1}):
+        assert equal(validate(**options), expected), options
+
+
+def test_validation_spreads_timesteps_evenly_drops_nothing_and_knows_no_training_sample(image_shards):
+    made = module(image_shards, holdout=0.4, val_samples=6)
+    batches = list(made.val_dataloader())
+    assert sorted(t for batch in batches for t in batch["timesteps"].tolist()) == [83, 250, 416, 583, 750, 916]
+    assert not any(batch["dropped"].any() or "" in batch["captions"] for batch in batches)
+    held_out = {caption.split()[0] for batch in batches for caption in batch["captions"]}
+    trained = {made.train_dataset()[position]["key"].lstrip("0") or "0" for position in range(100)}
+    assert held_out and not held_out & trained
+
+
+def test_a_held_out_folder_is_an_alternative_to_a_share(tmp_path, image_shards):
+    write_shards(tmp_path / "val", image_samples(3), {"what": "val"})
+    made = module(image_shards, val_path=str(tmp_path / "val"))
+    assert [len(batch["captions"]) for batch in made.val_dataloader()] == [3]
+    assert module(image_shards).val_dataloader() == []
+    with pytest.raises(ConfigError, match="exclude each other"):
+        module(image_shards, val_path="x", holdout=0.1)
+
+
+def test_the_micro_batch_is_derived_and_must_be_whole(image_shards):
+    made = module(image_shards)
+    assert made.micro_batch_size == 8
+    made.trainer = Ranked(0, 2, 2)
+    assert made.micro_batch_size == 2
+    made.trainer = Ranked(0, 1, 3)
+    with pytest.raises(ConfigError, match="size=8 is not divisible by 1 devices x .*=3. Set it to a multiple of 3"):
+        made.setup()
+
+
+def test_latents_of_another_resolution_are_refused(latent_shards):
+    with pytest.raises(DataError, match="latents of 16 px, but dataset.resolution is 32"):
+        module(latent_shards, resolution=32).setup()
+    made = module(latent_shards)
+    made.require_vae("abc")
+    with pytest.raises(DataError, match="another VAE"):
+        made.require_vae("def")
+
+
+class Recorder(L.LightningModule):
+    """Trains one weight and writes down the positions that it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen, self.validated = nn.Parameter(torch.zeros(())), [], []
+
+    def training_step(self, batch, batch_idx):
+        self.seen += batch["positions"].tolist()
+        return (self.weight - batch["latents"].mean()) ** 2
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch["positions"].tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(made: DataModule, recorder: Recorder, **options) -> L.Trainer:
+    trainer = L.Trainer(
+        **options,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(recorder, made)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lightning_trainer_walks_the_positions_and_stops_at_max_steps(latent_shards, workers):
+    made, recorder = module(latent_shards, holdout=0.4, val_samples=5, num_workers=workers), Recorder()
+    made.start_step = 4
+    assert fit(made, recorder, max_steps=6, accumulate_grad_batches=2, val_check_interval=4).global_step == 6
+    assert recorder.seen == list(range(4 * GLOBAL_BATCH, 10 * GLOBAL_BATCH))
+    assert recorder.validated == list(range(5)) * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_is_one_line_even_from_a_worker(tmp_path, workers):
+    good = dict(latent_samples(9))
+    write_shards(tmp_path / "bad", {**good, "000004": good["000004"] | {"latent.npy": b"no"}}.items(), {})
+    with pytest.raises(DataError) as error:
+        fit(module(tmp_path / "bad", num_workers=workers), Recorder(), max_steps=9)
+    assert str(error.value).startswith(f"{tmp_path}/bad/00000.tar: 000004 is a bad sample")
+    assert "\n" not in str(error.value)
+
+
+def test_batches_keep_their_size_when_bad_samples_are_replaced(tmp_path):
+    good = dict(image_samples(9))
+    write_shards(tmp_path / "bad", {**good, "000004": good["000004"] | {"png": b"no"}}.items(), {})
+    made = module(tmp_path / "bad", on_bad="quarantine")
+    batches = list(islice(made.train_dataloader(), 9))
+    assert {len(batch["captions"]) for batch in batches} == {GLOBAL_BATCH}
+    quarantined = [key for batch in batches for key in batch["quarantined"]]
+    assert set(quarantined) == {"000004"} and len(quarantined) >= 8  # once per epoch, and where it would replace itself
