@@ -1,7 +1,7 @@
 """Text to pictures: the public Python API.
 
-    pipe = TextToImage.from_pretrained("runs/quickstart")
-    pipe(["a red circle in the top left corner on a white background"], seed=7)[0].save("circle.png")
+pipe = TextToImage.from_pretrained("runs/quickstart")
+pipe(["a red circle in the top left corner on a white background"], seed=7)[0].save("circle.png")
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from sdscratch.diffusion import Denoiser, FlowSchedule, NoiseSchedule, Predictio
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.interop.diffusers_folder import load_model_folder
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
+from sdscratch.models.unet import UNet
 from sdscratch.run_folder import RunFolder
 
 Weights = Literal["ema", "raw"]
@@ -59,7 +60,7 @@ class TextToImage:
         self.unet, self.encoders = unet, encoders
         self.noise_schedule, self.prediction_type = noise_schedule, prediction_type
         self.defaults = defaults
-        self._load_raw, self._raw = load_raw, None
+        self._load_raw, self._raw = load_raw, cast(nn.Module | None, None)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | None = None) -> TextToImage:
@@ -132,10 +133,10 @@ class TextToImage:
             )
             start = denoise.initial(noise[part].to(states.device))
             draw = partial(self._fresh_noise, first, len(states), size, seed)
-            clean = start
-            for step, clean in enumerate(run_sampler(denoise, start, denoise.sigmas, draw), 1):
+            current = start
+            for step, current in enumerate(run_sampler(denoise, start, denoise.sigmas, draw), 1):  # noqa: B007
                 progress(first * steps + step * len(states), len(prompts) * steps)
-            images += [to_pil(picture) for picture in self.encoders.decode(clean).float().cpu()]
+            images += [to_pil(picture) for picture in self.encoders.decode(current).float().cpu()]
         return images
 
     def noise(self, count: int, size: int, seed: int) -> Tensor:
@@ -171,11 +172,11 @@ class TextToImage:
         return self._raw.to(next(self.unet.parameters()).device)
 
 
-def _raw_weights(unet: nn.Module, run: RunFolder) -> nn.Module:
+def _raw_weights(unet: UNet, run: RunFolder) -> nn.Module:
     checkpoint = run.newest_intact_checkpoint()
     assert checkpoint is not None, "asked for only where there are checkpoints"
     prefix = "network."
     state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.load()["state_dict"].items()}
-    raw = type(unet).from_config(unet.config).eval()
+    raw = UNet.from_config(unet.config).eval()
     raw.load_state_dict(state, strict=True)
     return raw

@@ -23,33 +23,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdscratch.errors import CannotWriteError, RunFolderError
+from sdscratch.files import write_atomically, write_json
 
 CHECKPOINT_NAME = re.compile(r"step_(\d{8})\.ckpt")
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Give `path` its new content in one instant that survives a crash: temporary file, fsync, rename, fsync of the folder."""
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write readable JSON atomically."""
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2, sort_keys=False).encode() + b"\n"))
 
 
 @dataclass(frozen=True)
@@ -115,7 +91,9 @@ class RunFolder:
             holder = self._lock.read().decode() or "unknown"
             self._lock.close()
             self._lock = None
-            raise RunFolderError(f"{self.path} is in use by process {holder}. Wait for it, or choose another name=") from error
+            raise RunFolderError(
+                f"{self.path} is in use by process {holder}. Wait for it, or choose another name="
+            ) from error
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()).encode())
         self._lock.flush()
@@ -190,9 +168,9 @@ class RunFolder:
                 checkpoint.sidecar.unlink(missing_ok=True)
                 checkpoint.path.unlink(missing_ok=True)
         valid = {checkpoint.path for checkpoint in known}
-        for orphan in self.checkpoint_folder.glob("step_*"):
-            if orphan.suffix == ".tmp" or (CHECKPOINT_NAME.fullmatch(orphan.name) and orphan not in valid):
-                orphan.unlink(missing_ok=True)
+        for path in self.checkpoint_folder.iterdir():  # what a crash has left: halves, and files without side-car
+            if path.suffix == ".tmp" or (CHECKPOINT_NAME.fullmatch(path.name) and path not in valid):
+                path.unlink(missing_ok=True)
 
     # Metrics
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sdscratch.commands.train import train
 from sdscratch.config import check_config
@@ -16,6 +16,7 @@ def run(run: str, overrides: list[str]) -> None:
     if not folder.config_file.is_file():
         raise RunFolderError(f"{run} holds no run: expected a folder with config.yaml, such as runs/NAME")
     cfg = OmegaConf.merge(OmegaConf.load(folder.config_file), OmegaConf.from_dotlist(overrides))
+    assert isinstance(cfg, DictConfig)
     cfg.resume_from = "auto"
     check_config(cfg)
     train(cfg)

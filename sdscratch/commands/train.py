@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from sdscratch.config import build, build_named, save_config
 from sdscratch.data import DataModule, LatentCollate, check_resolution
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.errors import ConfigError, RunFolderError
+from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_factor, fingerprint
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.randomness import key
-from sdscratch.run_folder import Checkpoint, RunFolder, write_atomically, write_json
+from sdscratch.run_folder import Checkpoint, RunFolder
 from sdscratch.training import RunFolderIO, Stage
 from sdscratch.training.validation import held_out
 
@@ -65,7 +65,9 @@ def train(cfg: DictConfig) -> RunFolder:
             print(f"{folder.path}: going on after step {checkpoint.step}", flush=True)
         trainer.fit(module, datamodule, ckpt_path=checkpoint and str(checkpoint.path), weights_only=True)
         if trainer.global_step < cfg.max_steps:
-            raise RunFolderError(f"{folder.path} stopped at step {trainer.global_step}: `sdscratch resume {folder.path}`")
+            raise RunFolderError(
+                f"{folder.path} stopped at step {trainer.global_step}: `sdscratch resume {folder.path}`"
+            )
         about = _provenance(cfg, datamodule, trainer)
         module.save(module.ema.network, folder.model_folder, held_out(trainer, module), about)
         folder.set_state(status="done", step=trainer.global_step, samples_seen=about["samples_seen"])

@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from sdscratch.data.captions import record_of
-from sdscratch.errors import CannotWriteError, DataError
+from sdscratch.errors import DataError
+from sdscratch.files import write_atomically, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -87,7 +86,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         fields = {"format": FORMAT, "total": self.total, **asdict(self)}
-        _write_json(Path(folder) / MANIFEST, fields)
+        write_json(Path(folder) / MANIFEST, fields)
 
 
 def write_shards(
@@ -127,28 +126,6 @@ def write_shards(
     return manifest
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file beside `path`, make it durable, then give it its name. Leaves nothing behind on error.
-
-    Raises CannotWriteError when the disk is full or the folder is not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CannotWriteError(
-            f"cannot write {path}: {error.strerror}. Free some space or choose another folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def _complete(folder: Path, manifest: Manifest) -> bool:
     return all((p := folder / s.name).is_file() and p.stat().st_size == s.size for s in manifest.shards)
 
@@ -167,7 +144,7 @@ def _claim(folder: Path, finished: dict[str, Any] | None, made_by: dict[str, Any
             f"{folder} already holds shards made with other settings (they differ in {', '.join(differing)}). "
             "Delete that folder, or write to another one."
         )
-    _write_json(marker, made_by)
+    write_json(marker, made_by)
     (folder / MANIFEST).unlink(missing_ok=True)  # damaged, and made by the same: written anew
 
 
@@ -193,8 +170,3 @@ def _write_shard(path: Path, samples: list[tuple[str, Members]]) -> Shard:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Shard(path.name, path.stat().st_size, digest, len(samples))
-
-
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))

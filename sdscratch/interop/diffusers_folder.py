@@ -14,15 +14,14 @@ from typing import Any
 import diffusers
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from sdscratch import __version__
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
 from sdscratch.errors import DataError
+from sdscratch.files import write_json
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, fingerprint, load_text_encoder, load_vae
 from sdscratch.models.tokenizer import save_tokenizer
 from sdscratch.models.unet import UNet
-from sdscratch.run_folder import write_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -42,7 +41,7 @@ PIPELINE = {
 def save_model_folder(
     folder: Path,
     *,
-    unet: nn.Module | None = None,
+    unet: UNet | None = None,
     vae: AutoencoderKL | None = None,
     text: TextEncoder | None = None,
     noise_schedule: NoiseSchedule | FlowSchedule | None = None,
@@ -89,13 +88,21 @@ def load_model_folder(folder: Path) -> tuple[UNet, FrozenEncoders, NoiseSchedule
         unet = UNet.from_config(config)
         unet.load_state_dict(load_file(folder / "unet" / WEIGHTS), strict=True)
     except FileNotFoundError as error:
-        raise DataError(f"{folder} is no whole model folder: {Path(error.filename).relative_to(folder)} is missing") from error
+        raise DataError(
+            f"{folder} is no whole model folder: {Path(error.filename).relative_to(folder)} is missing"
+        ) from error
     except Exception as error:
         raise DataError(f"{folder / 'unet'} cannot be read: {str(error).splitlines()[0]}") from error
     encoders = FrozenEncoders(load_vae(str(folder)), load_text_encoder([], str(folder)))
     noise_schedule, prediction_type = schedule_of(scheduler)
     about = folder / "sdscratch.json"
-    return unet.eval(), encoders, noise_schedule, prediction_type, json.loads(about.read_text()) if about.exists() else {}
+    return (
+        unet.eval(),
+        encoders,
+        noise_schedule,
+        prediction_type,
+        json.loads(about.read_text()) if about.exists() else {},
+    )
 
 
 def scheduler_config(schedule: NoiseSchedule | FlowSchedule, prediction_type: PredictionType) -> dict[str, Any]:

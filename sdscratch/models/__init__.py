@@ -13,6 +13,7 @@ _HOMES = {
     "load_text_encoder": "sdscratch.models.encoders",
     "load_vae": "sdscratch.models.encoders",
     "new_clip": "sdscratch.models.encoders",
+    "new_vae": "sdscratch.models.encoders",
 }
 __all__ = list(_HOMES)
 

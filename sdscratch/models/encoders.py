@@ -6,6 +6,7 @@ already be in the local cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.errors import DataError
+from sdscratch.models.initialisation import preserve_variance
 from sdscratch.models.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -94,6 +96,40 @@ def fingerprint(vae: AutoencoderKL) -> str:
     return digest.hexdigest()[:16]
 
 
+def new_vae(
+    *,
+    block_out_channels: Sequence[int],
+    layers_per_block: int,
+    latent_channels: int,
+    norm_num_groups: int,
+    sample_size: int,
+    mid_block_add_attention: bool = True,
+    posterior_std: float = 0.05,
+) -> AutoencoderKL:
+    """A VAE with random weights; each further level of block_out_channels halves the resolution once more.
+
+    posterior_std: what the posterior's standard deviation starts from. At 1, as AutoencoderKL comes, its noise drowns
+    what a fresh encoder has to say. Its scaling_factor is 1 until training has measured one.
+    """
+    levels = len(block_out_channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        latent_channels=latent_channels,
+        norm_num_groups=norm_num_groups,
+        sample_size=sample_size,
+        mid_block_add_attention=mid_block_add_attention,
+        scaling_factor=1.0,
+    )
+    preserve_variance(vae)
+    with torch.no_grad():
+        vae.quant_conv.weight[latent_channels:].mul_(0.1)
+        vae.quant_conv.bias[latent_channels:].fill_(2 * math.log(posterior_std))
+    return vae
+
+
 def load_vae(path: str) -> AutoencoderKL:
     """A trained VAE from a model folder (its `vae/`), a VAE folder or a hub id in the local cache."""
     folder = Path(path) / "vae" if (Path(path) / "vae").is_dir() else path
@@ -166,7 +202,7 @@ def new_clip(
     return TextEncoder(clip.text_model, tokenizer, clip)
 
 
-def _pretrained(kind: type, path: str | Path, what: str) -> Any:
+def _pretrained(kind: Any, path: str | Path, what: str) -> Any:
     try:
         return kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -44,5 +44,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """Read a tokenizer folder. Raises DataError when there is none."""
     if not Path(folder).is_dir():
-        raise DataError(f"no tokenizer in {folder}: expected a folder with tokenizer.json, or vocab.json and merges.txt")
+        raise DataError(
+            f"no tokenizer in {folder}: expected a folder with tokenizer.json, or vocab.json and merges.txt"
+        )
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

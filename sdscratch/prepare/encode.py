@@ -59,7 +59,9 @@ def _encoded(
     for first in range(0, len(index), batch_size):
         numbers = range(first, min(first + batch_size, len(index)))
         samples = [index.read(n) for n in numbers]
-        images = torch.stack([_picture(index, n, members, resolution) for n, members in zip(numbers, samples, strict=True)])
+        images = torch.stack(
+            [_picture(index, n, members, resolution) for n, members in zip(numbers, samples, strict=True)]
+        )
         views = [images, images.flip(-1)] if flips else [images]
         moments = np.stack([_moments(vae, view) for view in views], axis=1)  # (B, flips, 2, C, h, w)
         for n, members, latents in zip(numbers, samples, moments, strict=True):

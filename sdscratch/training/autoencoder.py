@@ -26,8 +26,7 @@ class Autoencoder(Stage):
     """Reconstruction + kl_weight * KL(posterior || N(0, 1)), both as means over their elements.
 
     reconstruction: "l1", "mse", or "l1+mse". perceptual: a feature network, images (B, 3, H, W) -> feature maps, whose
-    squared differences (of unit-length features) count perceptual_weight. posterior_std: the standard deviation that the
-    posterior starts from; at 1, the default of AutoencoderKL, its noise drowns everything a fresh encoder says.
+    squared differences (of unit-length features) count perceptual_weight.
     """
 
     network: AutoencoderKL
@@ -40,7 +39,6 @@ class Autoencoder(Stage):
         reconstruction: Literal["l1", "mse", "l1+mse"] = "l1",
         perceptual: Features | None = None,
         perceptual_weight: float = 0.0,
-        posterior_std: float = 0.05,
         seed: int = 0,
         *,
         optimizer: MakeOptimizer,
@@ -49,10 +47,12 @@ class Autoencoder(Stage):
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
     ) -> None:
-        _start_posterior_at(network, posterior_std)
         super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
         self.kl_weight, self.reconstruction, self.seed = kl_weight, reconstruction, seed
-        self.perceptual, self.perceptual_weight = [perceptual], perceptual_weight  # in a list: not to be trained or saved
+        self.perceptual, self.perceptual_weight = (
+            [perceptual],
+            perceptual_weight,
+        )  # in a list: not to be trained or saved
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Of one batch; the posterior's noise is keyed by each sample's position."""
@@ -61,7 +61,10 @@ class Autoencoder(Stage):
         draws = [noise(self.seed, "posterior", int(p), tuple(posterior.mean.shape[1:])) for p in batch["positions"]]
         latents = posterior.mean + posterior.std * torch.stack(draws).to(images.device)
         reconstructed = self.network.decode(latents).sample
-        losses = {"reconstruction": self._distance(reconstructed, images), "kl": posterior.kl().mean() / latents[0].numel()}
+        losses = {
+            "reconstruction": self._distance(reconstructed, images),
+            "kl": posterior.kl().mean() / latents[0].numel(),
+        }
         losses["loss"] = losses["reconstruction"] + self.kl_weight * losses["kl"]
         if self.perceptual[0] is not None:
             losses["perceptual"] = _feature_distance(self.perceptual[0], reconstructed, images)
@@ -69,7 +72,7 @@ class Autoencoder(Stage):
         return losses
 
     @torch.no_grad()
-    def evaluate(self, network: AutoencoderKL, batches: Iterable[ImageBatch]) -> dict[str, float]:
+    def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:
         """Of the posterior's mean: reconstruction loss, PSNR in dB; and mean KL and standard deviation of the latents."""
         sums = torch.zeros(4, dtype=torch.float64)
         moments = LatentMoments(network.config.latent_channels)
@@ -98,7 +101,7 @@ class Autoencoder(Stage):
         }
 
     @torch.no_grad()
-    def preview(self, network: AutoencoderKL, batches: Iterable[ImageBatch]) -> Image.Image:
+    def preview(self, network: Any, batches: Iterable[ImageBatch]) -> Image.Image:
         """Pairs: the picture, and what is left of it."""
         batch = next(iter(batches))
         images = batch["images"][:8]
@@ -108,9 +111,7 @@ class Autoencoder(Stage):
         return captioned_grid([to_pil(picture) for picture in pairs], names, columns=8)
 
     @torch.no_grad()
-    def save(
-        self, network: AutoencoderKL, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]
-    ) -> None:
+    def save(self, network: Any, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]) -> None:
         """A model folder with a `vae/` alone, its latents of mean 0 and, times scaling_factor, of standard deviation 1."""
         moments = LatentMoments(network.config.latent_channels)
         for batch in batches:
@@ -122,13 +123,6 @@ class Autoencoder(Stage):
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         terms = {"l1": F.l1_loss, "mse": F.mse_loss}
         return torch.stack([terms[name](a, b) for name in self.reconstruction.split("+")]).sum()
-
-
-@torch.no_grad()
-def _start_posterior_at(vae: AutoencoderKL, std: float) -> None:
-    channels = vae.config.latent_channels
-    vae.quant_conv.weight[channels:].mul_(0.1)
-    vae.quant_conv.bias[channels:].fill_(2 * float(torch.tensor(std).log()))
 
 
 def _feature_distance(features: Features, a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ class Checkpoints(StepCallback):
         if is_due(trainer, step, self.every):
             run = RunFolder(trainer.default_root_dir)
             samples_seen = step * module.global_batch_size
-            trainer.save_checkpoint(run.checkpoint_folder / f"step_{step:08d}.ckpt", storage_options=(step, samples_seen))
+            trainer.save_checkpoint(
+                run.checkpoint_folder / f"step_{step:08d}.ckpt", storage_options=(step, samples_seen)
+            )
             if trainer.is_global_zero:
                 run.prune_checkpoints(self.keep_last, self.keep_every)
                 run.set_state(step=step, samples_seen=samples_seen)

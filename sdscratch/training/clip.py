@@ -65,7 +65,7 @@ class Clip(Stage):
             self.network.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     @torch.no_grad()
-    def evaluate(self, network: CLIPModel, batches: Iterable[ImageBatch]) -> dict[str, float]:
+    def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:
         """Recall at 1 among all held-out pairs: how often the nearest caption of a picture is its own, or equals it."""
         images, tokens, _ = self._embed_all(network, batches)
         texts = tokens[1]
@@ -82,7 +82,7 @@ class Clip(Stage):
         }
 
     @torch.no_grad()
-    def preview(self, network: CLIPModel, batches: Iterable[ImageBatch]) -> Image.Image:
+    def preview(self, network: Any, batches: Iterable[ImageBatch]) -> Image.Image:
         """Held-out pictures, each with the caption that the model finds nearest, among all of them."""
         images, tokens, batch_list = self._embed_all(network, batches)
         captions = [caption for batch in batch_list for caption in batch["captions"]]
@@ -91,12 +91,14 @@ class Clip(Stage):
         found = [captions[i] + ("" if captions[i] == captions[row] else " (wrong)") for row, i in enumerate(nearest)]
         return captioned_grid([to_pil(picture) for picture in pictures], found, columns=8)
 
-    def save(self, network: CLIPModel, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]) -> None:
+    def save(self, network: Any, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]) -> None:
         """A model folder with `text_encoder/`, `tokenizer/` and, for retrieval and scores, the whole `clip/`."""
         text = TextEncoder(network.text_model, self.text.tokenizer, network)
         save_model_folder(folder, text=text, about=about)
 
-    def _embed_all(self, network: CLIPModel, batches: Iterable[ImageBatch]) -> tuple[Tensor, tuple[Tensor, Tensor], list]:
+    def _embed_all(
+        self, network: CLIPModel, batches: Iterable[ImageBatch]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], list]:
         batch_list = list(batches)
         tokens = [self.text.tokens(batch["captions"]) for batch in batch_list]
         pairs = [_embed(network, b["images"], t.to(self.device)) for b, t in zip(batch_list, tokens, strict=True)]

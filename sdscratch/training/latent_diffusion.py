@@ -54,7 +54,7 @@ class LatentDiffusion(Stage):
         return {"loss": losses.weighted.mean(), "loss_unweighted": losses.unweighted.mean()}
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module, batches: Iterable[LatentBatch]) -> dict[str, float]:
+    def evaluate(self, network: Any, batches: Iterable[LatentBatch]) -> dict[str, float]:
         """Unweighted loss at fixed noise and fixed, evenly spread timesteps; and in four bins of the noise level."""
         total = ValidationLoss(self.objective.num_train_timesteps)
         for batch in batches:
@@ -62,14 +62,14 @@ class LatentDiffusion(Stage):
         total.totals = self.add_over_ranks(total.totals)
         return {f"val/{name}": value for name, value in total.result().items()}
 
-    def preview(self, network: nn.Module, batches: Iterable[Any]) -> Image.Image:
+    def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
         """The same prompts from the same noise every time."""
         pipe = TextToImage(
             network, self.encoders, self.objective.noise_schedule, self.objective.prediction_type, self.sampling
         )
         return captioned_grid(pipe(self.preview_prompts, seed=0), self.preview_prompts, columns=4)
 
-    def save(self, network: nn.Module, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
+    def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
         """A diffusers pipeline folder with `network` as its UNet."""
         save_model_folder(
             folder,

@@ -51,7 +51,11 @@ class Metrics(StepCallback):
             assert isinstance(means, Tensor)
             row |= {f"train/{name}": value for name, value in zip(self.sums, means.tolist(), strict=True)}
             assert module.grad_norm is not None
-            row |= {"lr": module.learning_rate(step - 1), "grad_norm": float(module.grad_norm), "ema_decay": module.ema.decay}
+            row |= {
+                "lr": module.learning_rate(step - 1),
+                "grad_norm": float(module.grad_norm),
+                "ema_decay": module.ema.decay,
+            }
             row |= self._clock.rates(step, module.global_batch_size, module.seconds_aside)
             self.sums, self.micro_batches, module.seconds_aside = {}, 0, 0.0
         self.row = row | module.step_metrics

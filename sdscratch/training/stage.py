@@ -54,21 +54,21 @@ class Stage(L.LightningModule):
         """Scalars of one batch; "loss" is minimised, all are logged as means over the interval."""
         raise NotImplementedError
 
-    def evaluate(self, network: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
+    def evaluate(self, network: Any, batches: Iterable[Any]) -> dict[str, float]:
         """Measures of `network` on the fixed held-out batches, unweighted, the same draws every time."""
         raise NotImplementedError
 
-    def preview(self, network: nn.Module, batches: Iterable[Any]) -> Image.Image:
+    def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
         """A picture of what `network` can do."""
         raise NotImplementedError
 
-    def save(self, network: nn.Module, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
+    def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
         """Write the model folder; `batches` are the held-out ones, `about` says where the weights come from."""
         raise NotImplementedError
 
     # One optimizer step
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         losses = self.losses(batch)
         return {"loss": losses["loss"], "logged": {name: value.detach() for name, value in losses.items()}}
 

@@ -15,7 +15,7 @@ from sdscratch.training.step_callback import StepCallback, is_due
 
 def held_out(trainer: L.Trainer, module: Stage) -> Iterator[Any]:
     """The fixed validation batches of this rank, on the module's device."""
-    for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
+    for batch in trainer.datamodule.val_dataloader():
         yield module.transfer_batch_to_device(batch, module.device, 0)
 
 

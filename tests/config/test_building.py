@@ -12,9 +12,8 @@ from sdscratch.errors import ConfigError
 
 
 def test_objects_get_plain_lists_and_dicts():
-    cfg = OmegaConf.create({"_target_": "torch.optim.AdamW", "_partial_": True, "betas": [0.9, 0.95], "lr": 0.1})
-    optimizer = build(cfg)([torch.nn.Parameter(torch.zeros(1))])
-    assert type(optimizer.defaults["betas"]) is list and optimizer.defaults["lr"] == 0.1
+    built = build(OmegaConf.create({"_target_": "sdscratch.diffusion.LogitNormal", "mean": [1, {"a": [2]}]}))
+    assert type(built.mean) is list and type(built.mean[1]) is dict and type(built.mean[1]["a"]) is list
 
 
 @pytest.mark.parametrize("partial", [True, False])
