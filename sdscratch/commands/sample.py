@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import Progress
 
+from sdscratch import __version__
 from sdscratch.errors import CannotWriteError, ConfigError
+from sdscratch.files import write_atomically
 from sdscratch.pipeline import TextToImage
+
+WITH_DEFAULTS = ("num_inference_steps", "guidance_scale", "sampler", "size")  # null: as the model says
+AS_GIVEN = ("negative_prompt", "guidance_rescale", "eta", "weights")
+LONGEST_NAME = 120  # bytes of the prompt in a file's name; file systems allow 255 in all
 
 
 def run(cfg: DictConfig) -> None:
-    """Write one PNG per prompt and number, with its parameters in the PNG's text."""
-    given = list(cfg.prompt) if isinstance(cfg.prompt, ListConfig) else [cfg.prompt]
+    """Write one PNG per prompt and number, with all that it takes to draw it again in the PNG's text."""
+    if not isinstance(cfg.num_per_prompt, int) or cfg.num_per_prompt < 1:
+        raise ConfigError(f"num_per_prompt is {cfg.num_per_prompt}: expected a whole number of at least 1")
+    given = cfg.prompt if isinstance(cfg.prompt, ListConfig) else [cfg.prompt]
     prompts = [str(prompt) for prompt in given for _ in range(cfg.num_per_prompt)]
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ConfigError('the prompt is empty: expected text, as in prompt="a red circle"')
+    out = _writable(Path(cfg.out))
     pipe = TextToImage.from_pretrained(cfg.model, cfg.device)
-    chosen = {
-        "negative_prompt": cfg.negative_prompt,
-        "num_inference_steps": cfg.num_inference_steps or pipe.defaults.num_inference_steps,
-        "guidance_scale": pipe.defaults.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale,
-        "guidance_rescale": cfg.guidance_rescale,
-        "sampler": cfg.sampler or pipe.defaults.sampler,
-        "eta": cfg.eta,
-        "size": cfg.size or pipe.defaults.size,
-        "weights": cfg.weights,
-    }
-    if chosen["guidance_scale"] != 1 and pipe.defaults.caption_dropout == 0:
-        print(
-            "warning: this model was trained without caption dropout, so guidance has nothing to go by", file=sys.stderr
-        )
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    chosen = {name: getattr(pipe.defaults, name) if cfg[name] is None else cfg[name] for name in WITH_DEFAULTS}
+    chosen |= {name: cfg[name] for name in AS_GIVEN}
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         task = bar.add_task("sampling", total=None)
         images = pipe(
             prompts,
@@ -45,18 +49,41 @@ def run(cfg: DictConfig) -> None:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             **chosen,
         )
+    for seed, prompt, image in zip(count(cfg.seed), prompts, images, strict=False):
+        about = {"prompt": prompt, "seed": seed, "model": cfg.model, **chosen, "Software": f"sdscratch {__version__}"}
+        print(_write(out, f"{_safe(prompt)}_{seed}", _png(image, about)))
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made, and found out now rather than after the last step to take files."""
     try:
-        Path(cfg.out).mkdir(parents=True, exist_ok=True)
-        for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-            about = PngInfo()
-            for name, value in {"prompt": prompt, "seed": cfg.seed + i, "model": cfg.model, **chosen}.items():
-                about.add_itxt(name, str(value))
-            path = Path(cfg.out) / f"{_safe(prompt)}_{cfg.seed + i}.png"
-            image.save(path, pnginfo=about)
-            print(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
     except OSError as error:
-        raise CannotWriteError(f"cannot write into {cfg.out}: {error.strerror or error}") from error
+        raise CannotWriteError(f"cannot write into {folder}: {error.strerror}. Choose another out=") from error
+
+
+def _png(image: Image.Image, about: Mapping[str, Any]) -> bytes:
+    text, file = PngInfo(), io.BytesIO()
+    for name, value in about.items():
+        text.add_text(name, str(value))
+    image.save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def _write(folder: Path, name: str, content: bytes) -> Path:
+    """Write NAME.png, or NAME_2.png where another picture has that name; what is there already is left alone."""
+    for number in count(1):
+        path = folder / (f"{name}.png" if number == 1 else f"{name}_{number}.png")
+        if not path.exists():
+            write_atomically(path, lambda file: file.write(content))
+        if path.read_bytes() == content:
+            break
+    return path
 
 
 def _safe(prompt: str) -> str:
-    return re.sub(r"\W+", "_", prompt.lower()).strip("_")[:60] or "picture"
+    """The prompt as a part of a file's name, on any system."""
+    words = re.sub(r"\W+", "_", prompt.lower()).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return words.strip("_") or "picture"

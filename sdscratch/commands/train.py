@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import lightning as L
 import torch
-from omegaconf import DictConfig
+import transformers
+from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
 from sdscratch.config import build, build_named, save_config
@@ -36,15 +38,16 @@ def run(cfg: DictConfig) -> None:
 
 def train(cfg: DictConfig) -> RunFolder:
     """Train one stage to its last step and leave a model folder. The configuration has been checked."""
-    folder = RunFolder(Path(cfg.paths.runs) / cfg.name)
-    if folder.state().get("status") == "done" and cfg.resume_from == "auto":
+    folder = RunFolder(Path(cfg.paths.runs) / str(cfg.name))
+    state = folder.state()
+    if cfg.resume_from == "auto" and state.get("status") == "done" and state["step"] >= cfg.max_steps:
         print(f"{folder.path} is finished: nothing to do")
         return folder
     checkpoint = _starting_point(folder, cfg)
     folder.create()
     folder.lock()
     try:
-        _quieten_lightning()
+        _quieten_libraries()
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(key(cfg.seed, "initial weights", 0))
@@ -152,6 +155,9 @@ def _all_captions(datamodule: DataModule) -> Iterator[str]:
 
 def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:
     save_config(cfg, folder.config_file)
+    recipe = cfg.copy()
+    recipe.paths = OmegaConf.to_container(cfg.paths, resolve=True)  # from the environment, which may differ next time
+    save_config(recipe, folder.recipe_file, resolve=False)
     words = " ".join(shlex.quote(word) for word in sys.argv[1:])
     write_atomically(folder.path / "overrides.txt", lambda file: file.write(f"{words}\n".encode()))
     write_json(
@@ -183,9 +189,11 @@ def _provenance(cfg: DictConfig, datamodule: DataModule, trainer: L.Trainer) -> 
     }
 
 
-def _quieten_lightning() -> None:
-    """Its hints are for people who call it themselves; errors still come through."""
+def _quieten_libraries() -> None:
+    """Their hints and bars are for people who call them themselves; errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*tensorboardX.*", ".*Checkpoint directory.*exists.*"):
+    for message in (".*does not have many workers.*", ".*no `validation_step`.*", ".*treespec, LeafSpec.*"):
         warnings.filterwarnings("ignore", message)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,38 @@
+# The everyday commands. `make` alone prints them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install quickstart check test clean
+
+help:
+	@echo "make install      make $(VENV) from requirements.lock"
+	@echo "make quickstart   train VAE, CLIP and UNet from nothing and draw pictures: minutes on a CPU"
+	@echo "make check        ruff, import-linter, mypy"
+	@echo "make test         the tests"
+	@echo "make clean        remove caches; runs/ and data/ stay"
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+install: $(READY)
+
+quickstart: install
+	$(BIN)/sdscratch quickstart
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
