@@ -24,6 +24,8 @@ from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from sdscratch.config import Group
+
 
 class Verb(NamedTuple):
     """module: below sdscratch.commands. config: below conf/; None for verbs that take a run instead: `VERB RUN`."""
@@ -55,7 +57,7 @@ VERBS = {
         "resume",
         None,
         "Continue a run from its newest valid checkpoint, with the configuration that it was started with.",
-        ("sdscratch resume runs/try1", "sdscratch resume runs/try1 max_steps=200"),
+        ("sdscratch resume runs/try1",),
     ),
     "data shapes": Verb(
         "data_shapes",
@@ -243,9 +245,13 @@ def _help(name: str, verb: Verb, overrides: list[str]) -> str:
         from sdscratch.config import compose, config_groups, to_yaml
 
         if groups := config_groups(verb.config, overrides):
-            lines = [f"  {key}={group.chosen}  of {', '.join(group.options)}" for key, group in groups.items()]
-            sections.append("\n".join(["Choose an option of a group:", *lines]))
+            lines = [f"  {key}: {_marked(group)}" for key, group in groups.items() if group.options]
+            sections.append("\n".join(["Choose an option of a group, as in group=option:", *lines]))
         yaml = to_yaml(compose(verb.config, overrides), resolve=False)
         sections.append("Set any key:\n" + "".join(f"  {line}\n" for line in yaml.splitlines()).rstrip())
         sections.append(f"Flags:\n{FLAGS}")
     return "\n\n".join(sections)
+
+
+def _marked(group: Group) -> str:
+    return " ".join(f"[{option}]" if option == group.chosen else option for option in group.options)

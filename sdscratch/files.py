@@ -30,9 +30,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides the cause in there
+        if not isinstance(reason, OSError):
+            raise
         raise CannotWriteError(
-            f"cannot write {path}: {error.strerror}. Free some space or choose another folder."
+            f"cannot write {path}: {reason.strerror or reason}. Free some space or choose another folder."
         ) from error
     finally:
         with suppress(OSError):

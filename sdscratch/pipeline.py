@@ -6,9 +6,12 @@ pipe(["a red circle in the top left corner on a white background"], seed=7)[0].s
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,13 +21,14 @@ from torch import Tensor, nn
 
 from sdscratch.data import check_resolution, to_pil
 from sdscratch.diffusion import Denoiser, FlowSchedule, NoiseSchedule, PredictionType, ddim, get_sampler, guided
-from sdscratch.errors import ConfigError, DataError
-from sdscratch.interop.diffusers_folder import load_model_folder
+from sdscratch.errors import ConfigError
+from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
 from sdscratch.models.unet import UNet
 from sdscratch.run_folder import RunFolder
 
 Weights = Literal["ema", "raw"]
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class SamplingDefaults:
 
 
 class TextToImage:
-    """Prompts to pictures. Noise comes from a CPU generator per picture: seed + i, the same alone, in a batch, on a GPU."""
+    """Prompts to pictures.
+
+    unet: the averaged network, (latents, timesteps, encoder_hidden_states) -> prediction. load_raw: gives the one as
+    training left it, if there is any.
+    """
 
     def __init__(
         self,
@@ -64,27 +72,26 @@ class TextToImage:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | None = None) -> TextToImage:
-        """From a run's folder (its `model/`) or a model folder, onto the GPU where there is one.
+        """Read a finished run, a model folder (ours, or any StableDiffusionPipeline of SD 1.x kind), or a cached hub id.
 
-        Raises DataError when there is no model or it is damaged.
+        device: None means the GPU where there is one. Raises DataError when there is no model or it is damaged.
         """
-        run = RunFolder(model)
-        folder = run.model_folder if run.model_folder.is_dir() else Path(model)
-        if not (folder / "model_index.json").is_file():
-            unfinished = " Its run has not finished: `sdscratch resume` it first." if run.holds_a_run() else ""
-            raise DataError(f"{model} holds no model: expected a run or a folder with model_index.json.{unfinished}")
-        unet, encoders, noise_schedule, prediction_type, about = load_model_folder(folder)
+        unet, encoders, noise_schedule, prediction_type, about = load_model_folder(find_model_folder(model))
         known = {field.name for field in fields(SamplingDefaults)}
-        size = unet.config["sample_size"] * downsampling_factor(encoders.vae)
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
-        load_raw = partial(_raw_weights, unet, run) if run.checkpoints() else None
+        size = unet.config["sample_size"] * downsampling_factor(encoders.vae)
         defaults = SamplingDefaults(**{"size": size, **given})
+        run = RunFolder(model)
+        load_raw = partial(_raw_weights, unet, run) if run.checkpoints() else None
         pipe = cls(unet, encoders, noise_schedule, prediction_type, defaults, load_raw)
         return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def to(self, device: str | torch.device) -> TextToImage:
-        """Move all networks, in place."""
-        self.unet.to(device)
+        """Move all networks, in place. Raises ConfigError for a device that is not there."""
+        try:
+            self.unet.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch has no class of its own for it
+            raise ConfigError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
         self.encoders.to(device)
         return self
 
@@ -105,57 +112,79 @@ class TextToImage:
         batch_size: int = 16,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Image.Image]:
-        """One RGB picture per prompt.
+        """One RGB picture of size x size pixels per prompt. None means the model's own default.
 
-        negative_prompt: one for all, or one each. None means the model's own default. eta in [0, 1]: fresh noise in
-        DDIM. seed: picture i starts from noise of seed + i. size: pixels, a multiple of the VAE's factor.
-        latents: the noise itself, (B, C, size / factor, size / factor), in place of a seed. batch_size: pictures at once.
-        progress: called with steps done and all steps. Raises ConfigError for what cannot be drawn.
+        negative_prompt: what to keep away from, one for all or one each. guidance_scale: how hard prompts pull; 1 is
+        the network's own answer, at half the cost. guidance_rescale: in [0, 1], against overexposure. sampler: ddim,
+        ddpm, euler, heun or dpmpp_2m. eta: in [0, 1], the fresh noise of ddim. size: a multiple of the VAE's factor.
+        weights: the averaged network (ema), or the one as training left it (raw), which needs a run's checkpoints.
+
+        seed: everything random in picture i comes from a CPU generator seeded with seed + i. So it is the same picture
+        alone and in any batch (to rounding), on a CPU and a GPU, and in StableDiffusionPipeline when that is given
+        `generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]`.
+        latents: the initial noise itself, standard normal (B, C, size / factor, size / factor), instead of the seed's.
+
+        batch_size: pictures at once. progress: called after each step with picture steps done and to do.
+        Raises ConfigError for what cannot be drawn. Warns of guidance on a model trained without caption dropout.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        if len(negatives) != len(prompts):
-            raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each")
         size = self.defaults.size if size is None else size
-        check_resolution(size, downsampling_factor(self.encoders.vae))
         steps = self.defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        _check_texts(prompts, negatives)
+        _check_whole("size", size, 1)
+        _check_whole("num_inference_steps", steps, 1)
+        _check_whole("batch_size", batch_size, 1)
+        _check_whole("seed", seed, 0, LARGEST_SEED - len(prompts))
+        _check_number("guidance_scale", scale)
+        _check_number("guidance_rescale", guidance_rescale, 0, 1)
+        check_resolution(size, downsampling_factor(self.encoders.vae), "size")
+        shape = (len(prompts), *self._latent_shape(size))
+        if latents is not None and latents.shape != shape:
+            raise ConfigError(
+                f"latents are {tuple(latents.shape)}; {len(prompts)} prompts and size={size} need {shape}"
+            )
         run_sampler = self._sampler(sampler or self.defaults.sampler, eta)
         network = self._network(weights)
-        noise = self.noise(len(prompts), size, seed) if latents is None else latents
+        if scale != 1 and self.defaults.caption_dropout == 0:
+            warnings.warn(
+                f"guidance_scale={scale}, but this model was trained without caption dropout: it never learnt what to "
+                "guide away from. Expect better pictures at guidance_scale=1.",
+                stacklevel=3,
+            )
         images: list[Image.Image] = []
         for first in range(0, len(prompts), batch_size):
             part = slice(first, first + batch_size)
             states = self.encoders.text(prompts[part])
             null = self.encoders.text(negatives[part]) if scale != 1 else None
-            denoise = Denoiser(
-                guided(network, states, null, scale, guidance_rescale), self.noise_schedule, self.prediction_type, steps
-            )
-            start = denoise.initial(noise[part].to(states.device))
-            draw = partial(self._fresh_noise, first, len(states), size, seed)
-            current = start
+            network_for_prompts = guided(network, states, null, scale, guidance_rescale)
+            denoise = Denoiser(network_for_prompts, self.noise_schedule, self.prediction_type, steps)
+            draw = self._draw(len(states), size, seed + first)
+            noise = draw(-1) if latents is None else latents[part]
+            start = denoise.initial(noise.to(states))
             for step, current in enumerate(run_sampler(denoise, start, denoise.sigmas, draw), 1):  # noqa: B007
                 progress(first * steps + step * len(states), len(prompts) * steps)
-            images += [to_pil(picture) for picture in self.encoders.decode(current).float().cpu()]
+            images += [to_pil(picture) for picture in self.encoders.decode(current)]
         return images
 
     def noise(self, count: int, size: int, seed: int) -> Tensor:
-        """What `count` pictures start from, (count, C, h, w), on the CPU; number i is that of seed + i."""
+        """What `count` pictures start from, standard normal (count, C, h, w), on the CPU; number i is that of seed + i."""
+        return self._draw(count, size, seed)(0)
+
+    def _draw(self, count: int, size: int, seed: int) -> Callable[[int], Tensor]:
+        """Call after call new noise (count, C, h, w), picture i's from its own generator, in diffusers' order."""
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
         shape = self._latent_shape(size)
-        return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+        return lambda step: torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
-    def _fresh_noise(self, first: int, count: int, size: int, seed: int, step: int) -> Tensor:
-        generators = [torch.Generator().manual_seed((seed + first + i) * 100_003 + step + 1) for i in range(count)]
-        return torch.cat([torch.randn(self._latent_shape(size), generator=generator) for generator in generators])
-
-    def _latent_shape(self, size: int) -> tuple[int, int, int, int]:
+    def _latent_shape(self, size: int) -> tuple[int, int, int]:
         side = size // downsampling_factor(self.encoders.vae)
-        return (1, self.encoders.vae.config.latent_channels, side, side)
+        return (self.encoders.vae.config.latent_channels, side, side)
 
     def _sampler(self, name: str, eta: float) -> Callable[..., Iterator[Tensor]]:
         sampler = get_sampler(name)
-        if not 0 <= eta <= 1:
-            raise ConfigError(f"eta is {eta}; expected 0 (no fresh noise) to 1")
+        _check_number("eta", eta, 0, 1)
         if eta and sampler is not ddim:
             raise ConfigError(f"eta={eta} is for sampler=ddim; {name} has none")
         return partial(sampler, eta=eta) if sampler is ddim else sampler
@@ -173,10 +202,35 @@ class TextToImage:
 
 
 def _raw_weights(unet: UNet, run: RunFolder) -> nn.Module:
+    """The network of the newest intact checkpoint. Raises RunFolderError when none is."""
     checkpoint = run.newest_intact_checkpoint()
     assert checkpoint is not None, "asked for only where there are checkpoints"
     prefix = "network."
-    state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.load()["state_dict"].items()}
+    state = checkpoint.load()["state_dict"]
     raw = UNet.from_config(unet.config).eval()
-    raw.load_state_dict(state, strict=True)
+    raw.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, strict=True)
     return raw
+
+
+def _check_texts(prompts: list[str], negatives: list[str]) -> None:
+    if not prompts:
+        raise ConfigError("there is no prompt: expected at least one text")
+    for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ConfigError(f"prompt {number} of {len(prompts)} is {prompt!r}: expected some text")
+    if len(negatives) != len(prompts):
+        raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each")
+    if not all(isinstance(negative, str) for negative in negatives):
+        raise ConfigError(f"the negative prompts are {negatives}: expected texts")
+
+
+def _check_whole(name: str, value: object, least: int, most: int = LARGEST_SEED) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+        raise ConfigError(f"{name} is {value!r}: expected a whole number of at least {least}")
+
+
+def _check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not least <= float(cast(Real, value)) <= most:
+        wanted = "a number" if most == math.inf else f"a number in [{least}, {most}]"
+        raise ConfigError(f"{name} is {value!r}: expected {wanted}")

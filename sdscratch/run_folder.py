@@ -1,6 +1,6 @@
 """The folder of one run: its names, lock, state, metrics and checkpoints, as anyone may read them and training writes them.
 
-    config.yaml overrides.txt environment.json state.json metrics.csv
+    config.yaml recipe.yaml overrides.txt environment.json state.json metrics.csv
     checkpoints/step_00001000.ckpt (+ .json side-car)   model/   samples/step_*/   plots/   wandb/
 
 Files appear whole or not at all: written beside their place, synced, renamed. A checkpoint is valid when its side-car,
@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from sdscratch.errors import CannotWriteError, RunFolderError
 from sdscratch.files import write_atomically, write_json
 
-CHECKPOINT_NAME = re.compile(r"step_(\d{8})\.ckpt")
+CHECKPOINT_FILE = re.compile(r"\.?step_\d+\.ckpt(\.json)?(\.\d+\.tmp)?")  # with its side-car, and halves of both
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class RunFolder:
         self.model_folder = self.path / "model"
         self.metrics_file = self.path / "metrics.csv"
         self.config_file = self.path / "config.yaml"
+        self.recipe_file = self.path / "recipe.yaml"
         self.plots = self.path / "plots"
         self._lock: BinaryIO | None = None
 
@@ -77,7 +78,7 @@ class RunFolder:
             self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
             probe = self.checkpoint_folder / ".probe"
             probe.write_bytes(b"writable")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process may be trying as well
         except OSError as error:
             raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
@@ -110,7 +111,7 @@ class RunFolder:
         """The content of state.json, or {} where there is no run."""
         try:
             return json.loads((self.path / "state.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def set_state(self, **changes: Any) -> None:
@@ -123,31 +124,40 @@ class RunFolder:
 
     # Checkpoints
 
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.checkpoint_folder / f"step_{step:08d}.ckpt"
+
     def checkpoints(self) -> list[Checkpoint]:
-        """All checkpoints with a readable side-car, oldest first. Not yet verified: see Checkpoint.is_intact."""
+        """All checkpoints with a side-car that fits their name, oldest first. Not yet verified: see Checkpoint.is_intact."""
         found = []
-        for path in sorted(self.checkpoint_folder.glob("step_*.ckpt")):
+        for path in self.checkpoint_folder.glob("step_*.ckpt"):
             with suppress(OSError, ValueError, TypeError):
                 about = json.loads(path.with_name(path.name + ".json").read_text())
-                found.append(Checkpoint(path=path, **about))
+                checkpoint = Checkpoint(path=path, **about)
+                if path == self.checkpoint_path(checkpoint.step):
+                    found.append(checkpoint)
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def newest_intact_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint to go on from. None where none was ever written; RunFolderError where all are damaged."""
+        """The checkpoint to go on from. None where none was ever finished; RunFolderError where all are damaged or gone."""
         known = self.checkpoints()
         for checkpoint in reversed(known):
             if checkpoint.is_intact():
                 return checkpoint
             print(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one", flush=True)
-        if known:
-            raise RunFolderError(f"none of the {len(known)} checkpoints in {self.checkpoint_folder} is intact")
+        if known or self.state().get("step"):
+            raise RunFolderError(
+                f"{self.checkpoint_folder} holds no intact checkpoint, but the run has been at step "
+                f"{self.state().get('step', known[-1].step if known else 0)}. Put one back, or start again under another name="
+            )
         return None
 
     def write_checkpoint(self, content: Mapping[str, Any], step: int, samples_seen: int) -> Checkpoint:
         """Write a checkpoint and then its side-car."""
         import torch
 
-        path = self.checkpoint_folder / f"step_{step:08d}.ckpt"
+        path = self.checkpoint_path(step)
         path.with_name(path.name + ".json").unlink(missing_ok=True)  # a rewritten file must not look valid meanwhile
         write_atomically(path, lambda file: torch.save(content, file))
         with path.open("rb") as file:
@@ -157,43 +167,39 @@ class RunFolder:
         write_json(checkpoint.sidecar, about)
         return checkpoint
 
-    def prune_checkpoints(self, keep_last: int, keep_every: int | None) -> None:
-        """Delete all but the newest `keep_last` and every step that is a multiple of `keep_every`.
+    def prune_checkpoints(self, step: int, keep_last: int, keep_every: int | None) -> None:
+        """Of a run that is at `step`, keep the newest `keep_last` and every step that is a multiple of `keep_every`.
 
-        Decided from the folder alone, so that kills and resumes leave nothing behind.
+        Decided from the folder alone, so that kills and resumes leave nothing behind: halves, files without side-car, and
+        checkpoints beyond `step`, which are damaged, or the run would have gone on from them.
         """
-        known = self.checkpoints()
-        for checkpoint in known[: len(known) - keep_last]:
-            if not (keep_every and checkpoint.step % keep_every == 0):
-                checkpoint.sidecar.unlink(missing_ok=True)
-                checkpoint.path.unlink(missing_ok=True)
-        valid = {checkpoint.path for checkpoint in known}
-        for path in self.checkpoint_folder.iterdir():  # what a crash has left: halves, and files without side-car
-            if path.suffix == ".tmp" or (CHECKPOINT_NAME.fullmatch(path.name) and path not in valid):
+        known = [checkpoint for checkpoint in self.checkpoints() if checkpoint.step <= step]
+        kept = [c for c in known if c in known[-keep_last:] or (keep_every and c.step % keep_every == 0)]
+        names = {path.name for checkpoint in kept for path in (checkpoint.path, checkpoint.sidecar)}
+        for path in self.checkpoint_folder.iterdir():
+            if CHECKPOINT_FILE.fullmatch(path.name) and path.name not in names:
                 path.unlink(missing_ok=True)
 
     # Metrics
 
     def read_metrics(self) -> list[dict[str, float]]:
         """metrics.csv as rows of numbers; a column that a row does not have is absent from it."""
-        if not self.metrics_file.exists():
-            return []
-        with self.metrics_file.open(newline="") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in self._rows()]
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Add one row; `step` comes first. A column seen for the first time is added to the header, the rest stays as it is."""
         header = self._metrics_header()
-        new = [name for name in row if name not in header]
-        if new or not header:
-            self._rewrite_metrics(["step", *(name for name in [*header, *new] if name != "step")])
-            header = self._metrics_header()
+        if new := [name for name in row if name not in header]:
+            header = ["step", *(name for name in [*header, *new] if name != "step")]
+            self._write_metrics(header, self._rows())
         with self.metrics_file.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([_text(row.get(name)) for name in header])
+            texts = [repr(row[name]) if name in row else "" for name in header]
+            csv.writer(file, lineterminator="\n").writerow(texts)
 
     def cut_metrics(self, step: int) -> None:
         """Forget rows after `step`, and a last line that a crash has torn: the run goes on from there."""
-        self._rewrite_metrics(self._metrics_header(), lambda row: row["step"] <= step)
+        if header := self._metrics_header():
+            self._write_metrics(header, [row for row in self._rows() if int(row["step"]) <= step])
 
     def _metrics_header(self) -> list[str]:
         if not self.metrics_file.exists():
@@ -201,26 +207,16 @@ class RunFolder:
         with self.metrics_file.open(newline="") as file:
             return next(csv.reader(file), [])
 
-    def _rewrite_metrics(self, header: list[str], keep: Callable[[dict[str, float]], bool] = lambda row: True) -> None:
-        if not header:
-            return
+    def _write_metrics(self, header: list[str], rows: list[dict[str, str]]) -> None:
         text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        for row in self._whole_rows():
-            if keep(row):
-                writer.writerow([_text(row.get(name)) for name in header])
+        writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         write_atomically(self.metrics_file, lambda file: file.write(text.getvalue().encode()))
 
-    def _whole_rows(self) -> list[dict[str, float]]:
+    def _rows(self) -> list[dict[str, str]]:
+        """The rows as text. A last line without its end is torn, or being written just now: it does not count."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
-
-
-def _text(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
+        text = self.metrics_file.read_text()
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))

@@ -170,7 +170,7 @@ def test_the_defaults_list_is_shown(ran, capsys):
 def test_help_of_a_verb_shows_examples_groups_and_keys(ran, capsys):
     assert main(["probe", "--help"]) == 0
     shown = capsys.readouterr().out
-    for line in ("Look around.", "  sdscratch probe seed=1", "  model=small  of normal, small", "  seed: 0"):
+    for line in ("Look around.", "  sdscratch probe seed=1", "  model: normal [small]", "  seed: 0"):
         assert line in shown
     assert ran == [] and "hush" not in shown
 

@@ -8,10 +8,12 @@ trainer = build(cfg.trainer, callbacks=list(build_named(cfg.callbacks).values())
 from sdscratch.config.building import build, build_named
 from sdscratch.config.checking import check_config
 from sdscratch.config.composition import compose, config_dir, config_files, config_groups, literal, sweep
+from sdscratch.config.explaining import Group
 from sdscratch.config.saving import save_config, to_yaml
 from sdscratch.config.targets import find_target
 
 __all__ = [
+    "Group",
     "build",
     "build_named",
     "check_config",

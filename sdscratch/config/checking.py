@@ -19,7 +19,6 @@ from sdscratch.config.signatures import (
     say_value,
     signature,
 )
-from sdscratch.config.targets import find_target
 from sdscratch.config.words import did_you_mean, first_line, join, screen
 from sdscratch.errors import ConfigError
 
@@ -89,7 +88,7 @@ def _bind(values: dict[Any, Any], key: str, problems: list[str]) -> Any:
         if not isinstance(flag, bool):
             problems.append(f"{join(key, name)}: expected bool, found {say_value(flag)}")
     try:
-        takes = signature(find_target(target))
+        takes = signature(target)
     except ConfigError as error:
         problems.append(f"{join(key, '_target_')}: {error}")
         return UNKNOWN
@@ -113,8 +112,8 @@ def _misfit(name: str, value: Any, takes: Signature, free: list[str]) -> str:
         if takes.open:  # **kwargs would swallow a misspelt key in silence
             near = get_close_matches(name, free, n=1, cutoff=0.85)
             return f"names no such argument; did you mean {near[0]!r}?" if near else ""
-        suggestion = did_you_mean(name, free) or f"; it takes {', '.join(takes.hints) or 'none'}"
-        return f"takes no such argument{suggestion}"
+        suggestion = did_you_mean(name, free) or did_you_mean(name, takes.hints)
+        return f"takes no such argument{suggestion or '; it takes ' + (', '.join(takes.hints) or 'none')}"
     hint = takes.hints[name]
     if fits(value, hint):
         return ""

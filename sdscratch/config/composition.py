@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -45,7 +48,7 @@ def compose(verb_config: str, overrides: Sequence[str] = ()) -> DictConfig:
     writes nothing, and may be called from anywhere, from inside a Hydra application too.
     """
     overrides = list(overrides)
-    with _hydra() as hydra, _readable_errors(hydra, verb_config, overrides):
+    with _hydra(verb_config) as hydra, _readable_errors(hydra, verb_config, overrides):
         loader = hydra.config_loader
         cfg = loader.load_configuration(verb_config, overrides, RunMode.RUN, from_shell=False)
         files, repository = _defaults_list(loader, verb_config, overrides)
@@ -65,7 +68,7 @@ def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[DictConfig]
         run(compose(verb_config, [*chosen.hydra, *chosen.task]))
 
     overrides = [*overrides, "hydra.mode=MULTIRUN"]
-    with _hydra() as hydra:
+    with _hydra(verb_config) as hydra:
         with _readable_errors(hydra, verb_config, overrides):
             hydra.compose_config(verb_config, overrides, run_mode=RunMode.MULTIRUN)
         try:
@@ -76,14 +79,14 @@ def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[DictConfig]
 
 def config_groups(verb_config: str, overrides: Sequence[str] = ()) -> dict[str, Group]:
     """The config groups that a verb chooses from, by name."""
-    with _hydra() as hydra, _readable_errors(hydra, verb_config, list(overrides)):
+    with _hydra(verb_config) as hydra, _readable_errors(hydra, verb_config, list(overrides)):
         loader = hydra.config_loader
         return _groups(loader.load_configuration(verb_config, list(overrides), RunMode.RUN, from_shell=False), loader)
 
 
 def config_files(verb_config: str, overrides: Sequence[str] = ()) -> list[tuple[str, str]]:
     """The files below conf/ that make a configuration, later ones winning, each with the key it goes to."""
-    with _hydra() as hydra, _readable_errors(hydra, verb_config, list(overrides)):
+    with _hydra(verb_config) as hydra, _readable_errors(hydra, verb_config, list(overrides)):
         files, _ = _defaults_list(hydra.config_loader, verb_config, list(overrides))
     return [(file.config_path, file.package or "_global_") for file in files]
 
@@ -93,14 +96,35 @@ def literal(text: str) -> str:
     return QuotedString(escape_interpolations(text), Quote.single).with_quotes()
 
 
+class _Repository(ConfigRepository):
+    """For one verb: a key that its primary config states itself is a key, also where conf/ has a group of that name.
+
+    So `sample` has its `model=runs/x` and `sampler=heun`, while `train` chooses from the groups model/ and sampler/.
+    """
+
+    def __init__(self, search_path: ConfigSearchPath, verb_config: str) -> None:
+        super().__init__(search_path)
+        self.verb_config = verb_config
+
+    def group_exists(self, config_path: str) -> bool:
+        return super().group_exists(config_path) and config_path not in self._keys
+
+    @cached_property
+    def _keys(self) -> set[Any]:
+        primary = self.load_config(self.verb_config)
+        return set(primary.config) if primary and isinstance(primary.config, DictConfig) else set()
+
+
 @contextmanager
-def _hydra() -> Iterator[Any]:
+def _hydra(verb_config: str) -> Iterator[Any]:
     """A Hydra of our own over conf/; whatever was initialised before is put back."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), job_name="sdscratch", version_base="1.3"):
-            yield GlobalHydra.instance().hydra
+            hydra: Any = GlobalHydra.instance().hydra
+            hydra.config_loader.repository = _Repository(hydra.config_loader.get_search_path(), verb_config)
+            yield hydra
     finally:
         GlobalHydra.instance().hydra = before
 

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch.config.words import escape_interpolations
+from sdscratch.files import write_atomically
 
 MASK = "***"
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)s?(_|$)", re.IGNORECASE)
@@ -27,9 +28,9 @@ def to_yaml(cfg: DictConfig, resolve: bool = True) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_masked(container, secrets, escape=resolve)))
 
 
-def save_config(cfg: DictConfig, path: str | Path) -> None:
-    """Write to_yaml(cfg) to a file."""
-    Path(path).write_text(to_yaml(cfg), encoding="utf-8")
+def save_config(cfg: DictConfig, path: str | Path, resolve: bool = True) -> None:
+    """Write to_yaml(cfg, resolve) to a file."""
+    write_atomically(Path(path), lambda file: file.write(to_yaml(cfg, resolve).encode()))
 
 
 def _masked(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:

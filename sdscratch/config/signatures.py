@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sdscratch.config.sources import read_signature
+from sdscratch.config.targets import check_home, check_name, find_target
 
 LISTS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
@@ -38,13 +42,26 @@ class Signature:
 
 
 @cache
-def signature(target: Callable[..., Any]) -> Signature:
-    """Read the signature of a class or function, once."""
-    parameters = inspect.signature(target).parameters.values()
-    code = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+def signature(target: str) -> Signature:
+    """What a `_target_` takes, from its source where that tells, else by importing it.
+
+    Raises ConfigError where the target is not allowed or not there.
+    """
+    check_name(target)
+    if read := read_signature(target):
+        found, taken = read
+        check_home(target, found.module, is_class=isinstance(found.node, ast.ClassDef))
+        return _signature(taken, {})
+    factory = find_target(target)
+    code = inspect.unwrap(factory.__init__ if inspect.isclass(factory) else factory)
+    return _signature(inspect.signature(factory), getattr(code, "__globals__", {}))
+
+
+def _signature(taken: inspect.Signature, namespace: dict[str, Any]) -> Signature:
+    parameters = taken.parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return Signature(
-        hints={p.name: _hint(p, getattr(code, "__globals__", {})) for p in named},
+        hints={p.name: _hint(p, namespace) for p in named},
         positional=tuple(p.name for p in named if p.kind is not p.KEYWORD_ONLY),
         required=tuple(p.name for p in named if p.default is p.empty),
         open=any(p.kind is p.VAR_KEYWORD for p in parameters),

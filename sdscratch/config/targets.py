@@ -18,35 +18,45 @@ CLOSED = {"cli", "commands", "config", "modular_pipelines", "pipelines", "testin
 
 
 def find_target(path: str) -> Callable[..., Any]:
-    """The class or function at a dotted path such as `sdscratch.models.UNet`.
+    """The class or function at a dotted path such as `sdscratch.models.UNet`, imported.
 
     Allowed is what sdscratch itself defines, and classes that torch.optim, lightning, diffusers and transformers
     define. Every step must be a module of that very name, then at most a class: `sdscratch.randomness.np.load`
     walks through another module; foreign `from_pretrained`, `load_*`, `run_*` and the like are no classes.
     Raises ConfigError.
     """
-    if not inside(path):
+    check_name(path)
+    owner, found = _walk(path.split("."))
+    home = str(getattr(found, "__module__", ""))
+    if not (inspect.isclass(found) or inspect.isfunction(found) or inspect.ismethod(found)) or not inside(home):
+        raise ConfigError(f"{path!r} is not allowed: it is no class or function of {', '.join(PACKAGES)}")
+    check_home(path, home, is_class=inspect.isclass(found) and isinstance(owner, ModuleType))
+    return found
+
+
+def check_name(path: object) -> None:
+    """Raise ConfigError for paths that are refused whatever they lead to."""
+    if not isinstance(path, str) or not inside(path):
         raise ConfigError(f"{path!r} is not allowed: a _target_ begins with {', '.join(p + '.' for p in PACKAGES)}")
     names = path.split(".")
     if any(not name.isidentifier() or name.startswith("_") for name in names):
         raise ConfigError(f"{path!r} is not allowed: it names something private, or nothing at all")
     if closed := CLOSED.intersection(names):
         raise ConfigError(f"{path!r} is not allowed: {', '.join(sorted(closed))} holds no part of a run")
-    owner, found = _walk(names)
-    home = str(getattr(found, "__module__", ""))
-    if not (inspect.isclass(found) or inspect.isfunction(found) or inspect.ismethod(found)) or not inside(home):
-        raise ConfigError(f"{path!r} is not allowed: it is no class or function of {', '.join(PACKAGES)}")
+
+
+def check_home(path: str, home: str, is_class: bool) -> None:
+    """Raise ConfigError where the module that defines the target, `home`, may not give it. is_class: of that module."""
     if CLOSED.intersection(home.split(".")):
         raise ConfigError(f"{path!r} is not allowed: {home}, where it is defined, holds no part of a run")
     package = home.partition(".")[0]
-    if package != "sdscratch" and not (inspect.isclass(found) and isinstance(owner, ModuleType)):
+    if package != "sdscratch" and not is_class:
         raise ConfigError(f"{path!r} is not allowed: of {package}, only classes may be named")
-    return found
 
 
-def inside(path: object) -> bool:
+def inside(path: str) -> bool:
     """Whether a dotted path lies in one of the allowed packages."""
-    return isinstance(path, str) and any(path == package or path.startswith(package + ".") for package in PACKAGES)
+    return any(path == package or path.startswith(package + ".") for package in PACKAGES)
 
 
 def _walk(names: list[str]) -> tuple[Any, Any]:

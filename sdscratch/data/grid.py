@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN, FONT_SIZE, LINES = 6, 12, 3
+MARGIN, FONT_SIZE, LINE, MOST_LINES = 8, 12, 15, 8
 
 
 def captioned_grid(
@@ -15,26 +17,54 @@ def captioned_grid(
 ) -> Image.Image:
     """One RGB picture: `images` enlarged or reduced to `cell` pixels wide, row by row, each above its caption.
 
-    Small pictures are enlarged without smoothing, so that what one sees is what the model drew.
+    Small pictures are enlarged without smoothing, so that what one sees is what the model drew. Captions are broken to
+    the width of their picture, and cut only after MOST_LINES lines.
     """
-    font = ImageFont.load_default(FONT_SIZE)
-    line = FONT_SIZE + 3
+    columns = min(columns, len(images))
     scaled = [image.resize((cell, round(cell * image.height / image.width)), _filter(image, cell)) for image in images]
-    height = max(image.height for image in scaled) + LINES * line + MARGIN
-    top = 2 * line if title else MARGIN
-    rows = -(-len(scaled) // columns)
-    sheet = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, top + rows * height), "white")
+    texts = [_broken(caption, cell) for caption in captions]
+    width = columns * (cell + MARGIN) + MARGIN
+    heading = _broken(title, width - 2 * MARGIN)
+    height = max(image.height for image in scaled) + max(map(len, texts)) * LINE + 2 * MARGIN
+    top = MARGIN + len(heading) * LINE + (MARGIN if heading else 0)
+    sheet = Image.new("RGB", (width, top + -(-len(scaled) // columns) * height), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, line // 3), title, fill="black", font=font)
-    letters = max(8, int(cell / (FONT_SIZE * 0.52)))
-    for place, (image, caption) in enumerate(zip(scaled, captions, strict=True)):
+    _write(pen, (MARGIN, MARGIN), heading)
+    for place, (image, text) in enumerate(zip(scaled, texts, strict=True)):
         row, column = divmod(place, columns)
         x, y = MARGIN + column * (cell + MARGIN), top + row * height
         sheet.paste(image.convert("RGB"), (x, y))
-        wrapped = textwrap.wrap(caption, letters, max_lines=LINES, placeholder=" ...")
-        pen.multiline_text((x, y + image.height + 2), "\n".join(wrapped), fill="black", font=font, spacing=2)
+        pen.rectangle((x - 1, y - 1, x + cell, y + image.height), outline="lightgrey")
+        _write(pen, (x, y + image.height + 2), text)
     return sheet
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Matplotlib's own, because Pillow's knows no accents, no Greek and no Cyrillic."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
 
 
 def _filter(image: Image.Image, cell: int) -> Image.Resampling:
     return Image.Resampling.NEAREST if cell > image.width else Image.Resampling.LANCZOS
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Lines of at most `width` pixels, broken between words, or within one that is longer than a line."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _font().getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        while _font().getlength(word) > width:
+            fits = max(n for n in range(1, len(word)) if n == 1 or _font().getlength(word[:n]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
+
+
+def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str]) -> None:
+    x, y = place
+    for number, line in enumerate(lines):
+        pen.text((x, y + number * LINE), line, fill="black", font=_font())

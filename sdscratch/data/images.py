@@ -18,12 +18,12 @@ MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at thei
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
-def check_resolution(resolution: int, factor: int) -> None:
-    """Raise ConfigError unless a VAE that shrinks by `factor` can take square images of `resolution` pixels."""
+def check_resolution(resolution: int, factor: int, setting: str = "resolution") -> None:
+    """Raise ConfigError, about `setting`, unless a VAE that shrinks by `factor` can take squares of `resolution` pixels."""
     if resolution < factor or resolution % factor:
         below = max(resolution // factor, 1) * factor
         raise ConfigError(
-            f"resolution={resolution} is not divisible by the VAE's factor {factor}. "
+            f"{setting}={resolution} is not divisible by the VAE's factor {factor}. "
             f"Set it to {below} or {below + factor}."
         )
 

@@ -122,7 +122,7 @@ def write_shards(
         stale.unlink()  # of an earlier, unfinished attempt: `_claim` made sure that they are ours
     manifest = Manifest(kinds.pop(), made_by, tuple(shards), dict(sources), dict(licences))
     manifest.write(folder)
-    (folder / UNFINISHED).unlink()
+    (folder / UNFINISHED).unlink(missing_ok=True)  # another process may have written the same
     return manifest
 
 

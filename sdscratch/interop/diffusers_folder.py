@@ -1,32 +1,50 @@
 """A model folder is a diffusers pipeline folder, plus `sdscratch.json`, which says where it comes from.
 
-The folder appears whole: written beside its place, then renamed.
+    model_index.json   unet/   vae/   text_encoder/   tokenizer/   scheduler/   (clip/)   sdscratch.json
+
+Weights are safetensors, configs plain JSON. The folder appears whole: written beside its place, then renamed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 from diffusers import AutoencoderKL
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sdscratch import __version__
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
-from sdscratch.errors import DataError
+from sdscratch.errors import CannotWriteError, DataError
 from sdscratch.files import write_json
-from sdscratch.models.encoders import FrozenEncoders, TextEncoder, fingerprint, load_text_encoder, load_vae
+from sdscratch.interop.schedulers import schedule_of, scheduler_config
+from sdscratch.models.encoders import (
+    FrozenEncoders,
+    TextEncoder,
+    downsampling_factor,
+    fingerprint,
+    load_text_encoder,
+    load_vae,
+)
+from sdscratch.models.pretrained import without_commentary
 from sdscratch.models.tokenizer import save_tokenizer
 from sdscratch.models.unet import UNet
+from sdscratch.run_folder import RunFolder
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
+INDEX, ABOUT = "model_index.json", "sdscratch.json"
+UNET_CONFIG, SCHEDULER = Path("unet/config.json"), Path("scheduler/scheduler_config.json")
+UNET_WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 PIPELINE = {
-    "scheduler": ["diffusers", None],
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": diffusers.__version__,
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -36,6 +54,16 @@ PIPELINE = {
     "safety_checker": [None, None],
     "requires_safety_checker": False,
 }
+
+
+class Model(NamedTuple):
+    """What a model folder holds. about: the content of sdscratch.json, {} in folders made elsewhere."""
+
+    unet: UNet
+    encoders: FrozenEncoders
+    noise_schedule: NoiseSchedule | FlowSchedule
+    prediction_type: PredictionType
+    about: dict[str, Any]
 
 
 def save_model_folder(
@@ -48,106 +76,108 @@ def save_model_folder(
     prediction_type: PredictionType | None = None,
     about: Mapping[str, Any],
 ) -> None:
-    """Write what is given; with a UNet and all its company it is a whole StableDiffusionPipeline. Replaces `folder`."""
-    partial = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if vae is not None:
-        vae.save_pretrained(partial / "vae")
-        about = {**about, "vae_fingerprint": fingerprint(vae)}
-    if text is not None:
-        text.model.save_pretrained(partial / "text_encoder")
-        save_tokenizer(text.tokenizer, partial / "tokenizer")
-        if text.clip is not None:
-            text.clip.save_pretrained(partial / "clip")
-    if unet is not None:
-        assert noise_schedule is not None and prediction_type is not None, "a UNet needs its schedule"
-        scheduler = scheduler_config(noise_schedule, prediction_type)
-        (partial / "scheduler").mkdir()
-        write_json(partial / "scheduler" / "scheduler_config.json", scheduler)
-        (partial / "unet").mkdir()
-        write_json(partial / "unet" / "config.json", {**unet.config, "_diffusers_version": diffusers.__version__})
-        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in unet.state_dict().items()}
-        save_file(weights, partial / "unet" / WEIGHTS, metadata={"format": "pt"})
-        index = {**PIPELINE, "scheduler": ["diffusers", scheduler["_class_name"]]}
-        header = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
-        write_json(partial / "model_index.json", {**header, **index})
-    write_json(partial / "sdscratch.json", {"format": 1, "sdscratch_version": __version__, **about})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    """Write the parts that are given, in place of `folder`; with a UNet and all its company it is a whole pipeline.
 
-
-def load_model_folder(folder: Path) -> tuple[UNet, FrozenEncoders, NoiseSchedule | FlowSchedule, PredictionType, dict]:
-    """UNet, encoders, schedule, prediction type and the content of sdscratch.json ({} in folders made elsewhere).
-
-    Raises DataError when a part is missing or damaged.
+    about: plain JSON for sdscratch.json. Its `sampling.size`, in pixels, becomes the size that pipelines draw unasked.
+    Raises CannotWriteError when the disk is full or the place not writable; what was in `folder` is then still there.
     """
+    partial = folder.with_name(folder.name + ".tmp")
+    about = {"format": 1, "sdscratch_version": __version__, **about}
     try:
-        config = json.loads((folder / "unet" / "config.json").read_text())
-        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-        unet = UNet.from_config(config)
-        unet.load_state_dict(load_file(folder / "unet" / WEIGHTS), strict=True)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder} is no whole model folder: {Path(error.filename).relative_to(folder)} is missing"
-        ) from error
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with without_commentary():
+            if vae is not None:
+                about["vae_fingerprint"] = fingerprint(vae)
+                vae.save_pretrained(partial / "vae")
+            if text is not None:
+                _save_text(partial, text)
+        if unet is not None:
+            assert noise_schedule is not None and prediction_type is not None, "a UNet needs its schedule"
+            config = dict(unet.config)
+            if vae is not None and "sampling" in about:
+                config["sample_size"] = about["sampling"]["size"] // downsampling_factor(vae)
+            _save_unet(partial, unet, config)
+            scheduler = scheduler_config(noise_schedule, prediction_type)
+            write_json(partial / SCHEDULER, scheduler)
+            write_json(partial / INDEX, {**PIPELINE, "scheduler": ["diffusers", scheduler["_class_name"]]})
+        write_json(partial / ABOUT, about)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise CannotWriteError(f"cannot write {folder}: {error}. Free some space or choose another folder.") from error
+
+
+def find_model_folder(model: str | Path) -> Path:
+    """The model folder that is meant by a run, a model folder, or a hub id whose files are in the local cache.
+
+    Raises DataError when there is none, saying what is there instead.
+    """
+    run = RunFolder(model)
+    folder = run.model_folder if run.model_folder.is_dir() else run.path
+    wanted = f"expected a run, or a folder with {INDEX}"
+    if not folder.exists():
+        try:
+            return Path(snapshot_download(str(model), local_files_only=True))
+        except (OSError, ValueError) as error:  # not in the cache, or no hub id
+            raise DataError(f"there is no model {model}: {wanted}, or a hub id already downloaded") from error
+    if not (folder / INDEX).is_file():
+        parts = [part for part in ("unet", "vae", "text_encoder") if (folder / part).is_dir()]
+        found = f"It holds {' and '.join(parts) or 'nothing of a model'}."
+        if folder == run.path and run.holds_a_run():
+            found = f"Its run has not finished: `sdscratch resume {model}`."
+        raise DataError(f"{model} is no whole model: {wanted}. {found}")
+    return folder
+
+
+def load_model_folder(folder: Path) -> Model:
+    """Read a whole pipeline, ours or one published in that layout, onto the CPU in float32.
+
+    Raises DataError in one line, naming the part that is missing, damaged, or none that we can run.
+    """
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        if not (folder / part).is_dir():
+            raise DataError(f"{folder} is no whole model folder: {part}/ is missing")
+    with _reading(folder / "unet"):
+        unet = UNet.from_config(_read_json(folder / UNET_CONFIG))
+        unet.load_state_dict(load_file(folder / UNET_WEIGHTS), strict=True)
+    with _reading(folder / "scheduler"):
+        noise_schedule, prediction_type = schedule_of(_read_json(folder / SCHEDULER))
+    with _reading(folder / ABOUT):
+        about = _read_json(folder / ABOUT) if (folder / ABOUT).exists() else {}
+    vae = load_vae(str(folder))
+    with _reading(folder / "tokenizer"):
+        text = load_text_encoder([], str(folder))
+    return Model(unet.eval(), FrozenEncoders(vae, text), noise_schedule, prediction_type, about)
+
+
+def _save_text(folder: Path, text: TextEncoder) -> None:
+    text.model.save_pretrained(folder / "text_encoder")
+    save_tokenizer(text.tokenizer, folder / "tokenizer")
+    if text.clip is not None:
+        text.clip.save_pretrained(folder / "clip")
+
+
+def _save_unet(folder: Path, unet: UNet, config: dict[str, Any]) -> None:
+    write_json(folder / UNET_CONFIG, {**config, "_diffusers_version": diffusers.__version__})
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in unet.state_dict().items()}
+    save_file(weights, folder / UNET_WEIGHTS, metadata={"format": "pt"})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object")
+    return content
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever damaged files raise into a line that begins with the path."""
+    try:
+        yield
     except Exception as error:
-        raise DataError(f"{folder / 'unet'} cannot be read: {str(error).splitlines()[0]}") from error
-    encoders = FrozenEncoders(load_vae(str(folder)), load_text_encoder([], str(folder)))
-    noise_schedule, prediction_type = schedule_of(scheduler)
-    about = folder / "sdscratch.json"
-    return (
-        unet.eval(),
-        encoders,
-        noise_schedule,
-        prediction_type,
-        json.loads(about.read_text()) if about.exists() else {},
-    )
-
-
-def scheduler_config(schedule: NoiseSchedule | FlowSchedule, prediction_type: PredictionType) -> dict[str, Any]:
-    """The diffusers scheduler that samples as we do by default: DDIM, or Euler along the straight path."""
-    if isinstance(schedule, FlowSchedule):
-        return {
-            "_class_name": "DPMSolverMultistepScheduler",
-            "_diffusers_version": diffusers.__version__,
-            "num_train_timesteps": schedule.num_train_timesteps,
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-            "flow_shift": 1.0,
-            "solver_order": 1,
-        }
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": diffusers.__version__,
-        "num_train_timesteps": schedule.num_train_timesteps,
-        "beta_schedule": BETA_SCHEDULES[schedule.kind],
-        "beta_start": schedule.beta_start,
-        "beta_end": schedule.beta_end,
-        "rescale_betas_zero_snr": schedule.rescale_zero_terminal_snr,
-        "prediction_type": prediction_type,
-        "timestep_spacing": schedule.timestep_spacing,
-        "steps_offset": schedule.steps_offset,
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-    }
-
-
-def schedule_of(config: Mapping[str, Any]) -> tuple[NoiseSchedule | FlowSchedule, PredictionType]:
-    """The schedule and prediction type that a diffusers scheduler's configuration describes. Raises DataError for others."""
-    if config.get("prediction_type") == "flow_prediction":
-        return FlowSchedule(num_train_timesteps=config.get("num_train_timesteps", 1000)), "flow_prediction"
-    kinds = {theirs: ours for ours, theirs in BETA_SCHEDULES.items()}
-    beta_schedule = config.get("beta_schedule", "linear")
-    if beta_schedule not in kinds:
-        raise DataError(f"beta_schedule={beta_schedule!r} is unknown; expected one of {', '.join(kinds)}")
-    schedule = NoiseSchedule(
-        kind=kinds[beta_schedule],
-        num_train_timesteps=config.get("num_train_timesteps", 1000),
-        beta_start=config.get("beta_start", 0.0001),
-        beta_end=config.get("beta_end", 0.02),
-        rescale_zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
-        timestep_spacing=config.get("timestep_spacing", "leading"),
-        steps_offset=config.get("steps_offset", 0),
-    )
-    return schedule, config.get("prediction_type", "epsilon")
+        if isinstance(error, DataError) and str(error).startswith(str(path.parent)):
+            raise
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        raise DataError(f"{path} cannot be read: {reason}") from error

@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from sdscratch.errors import DataError
 from sdscratch.models.initialisation import preserve_variance
+from sdscratch.models.pretrained import load_pretrained
 from sdscratch.models.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -104,7 +104,7 @@ def new_vae(
     norm_num_groups: int,
     sample_size: int,
     mid_block_add_attention: bool = True,
-    posterior_std: float = 0.05,
+    posterior_std: float = 0.2,
 ) -> AutoencoderKL:
     """A VAE with random weights; each further level of block_out_channels halves the resolution once more.
 
@@ -133,7 +133,7 @@ def new_vae(
 def load_vae(path: str) -> AutoencoderKL:
     """A trained VAE from a model folder (its `vae/`), a VAE folder or a hub id in the local cache."""
     folder = Path(path) / "vae" if (Path(path) / "vae").is_dir() else path
-    return _pretrained(AutoencoderKL, folder, "a VAE")
+    return load_pretrained(AutoencoderKL, folder, "VAE")
 
 
 def load_text_encoder(captions: Iterable[str], path: str) -> TextEncoder:
@@ -143,9 +143,9 @@ def load_text_encoder(captions: Iterable[str], path: str) -> TextEncoder:
     """
     root = Path(path)
     if (root / "text_encoder").is_dir():
-        model = _pretrained(CLIPTextModel, root / "text_encoder", "a CLIP text encoder")
+        model = load_pretrained(CLIPTextModel, root / "text_encoder", "CLIP text encoder")
         return TextEncoder(model, load_tokenizer(root / "tokenizer"))
-    model = _pretrained(CLIPTextModel, path, "a CLIP text encoder")
+    model = load_pretrained(CLIPTextModel, path, "CLIP text encoder")
     return TextEncoder(model, CLIPTokenizer.from_pretrained(path, local_files_only=True))
 
 
@@ -200,13 +200,3 @@ def new_clip(
     )
     clip = CLIPModel(config)
     return TextEncoder(clip.text_model, tokenizer, clip)
-
-
-def _pretrained(kind: Any, path: str | Path, what: str) -> Any:
-    try:
-        return kind.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} holds no {what[2:]} that can be read ({str(error).splitlines()[0]}). Expected a local folder, or a hub id "
-            f"already downloaded: `hf download {path}`"
-        ) from error

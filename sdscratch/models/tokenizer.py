@@ -21,12 +21,17 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 
     which is also where CLIP looks for the pooled state.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    base = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
+    last_letters = [letter + WORD_END for letter in alphabet]
+    base = [START, END, *alphabet, *last_letters]
     if vocab_size < len(base):
         raise ValueError(f"vocab_size is {vocab_size}, but the bytes alone need {len(base)}")
     learner = CLIPTokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=vocab_size,
+        initial_alphabet=alphabet,
+        special_tokens=last_letters,  # else they are numbered at random, and equally frequent pairs merge in that order
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
     )
     learner.train_from_iterator(captions, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][: vocab_size - len(base)]

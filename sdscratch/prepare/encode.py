@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -13,72 +14,90 @@ from torch import Tensor
 from sdscratch.data.images import check_resolution, image_member, preprocess
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.latents import pack
-from sdscratch.data.shards import Manifest, write_shards
-from sdscratch.errors import DataError
+from sdscratch.data.shards import Manifest, Members, write_shards
+from sdscratch.errors import ConfigError, DataError
+from sdscratch.files import write_atomically
 from sdscratch.models.encoders import downsampling_factor, fingerprint
 
+QUARANTINED = "quarantined.txt"
 
-def encode_shards(
-    source: Path,
-    out: Path,
-    vae: AutoencoderKL,
-    resolution: int,
-    flips: bool = False,
-    batch_size: int = 64,
-    cache: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest:
-    """Encode every sample of `source`, its centre crop of `resolution` pixels, into `out`; captions and records go along.
 
-    flips: keep the mirrored picture's latents too. progress: called with samples done and all samples. What `out` holds
-    already, by the same VAE from the same data, is left alone. Raises DataError naming a picture that cannot be encoded.
+@dataclass
+class Encoder:
+    """How samples are encoded, and what was found wrong with some of them.
+
+    vae: on the device that is to do it. resolution: pixels of the square that is cut from each picture's centre.
+    flips: encode the mirrored pictures too. on_bad: a picture that cannot be decoded stops everything ("fail"), or is
+    left out and named in `bad` ("quarantine"). batch_size: pictures at once. progress: called with samples done and all.
     """
-    check_resolution(resolution, downsampling_factor(vae))
-    index = ShardIndex.open(source, cache)
-    if index.kind != "images":
-        raise DataError(f"{source} holds latents already; expected a folder of image shards")
-    made_by = {
-        "by": "encode",
-        "vae": fingerprint(vae),
-        "resolution": resolution,
-        "flips": flips,
-        "source": index.made_by,
-        "source_fingerprint": index.fingerprint,
-    }
-    return write_shards(out, _encoded(index, vae, resolution, flips, batch_size, progress), made_by)
 
+    vae: AutoencoderKL
+    resolution: int
+    flips: bool = False
+    on_bad: Literal["fail", "quarantine"] = "fail"
+    batch_size: int = 64
+    progress: Callable[[int, int], None] = lambda done, total: None
+    bad: list[str] = field(default_factory=list)
 
-def _encoded(
-    index: ShardIndex,
-    vae: AutoencoderKL,
-    resolution: int,
-    flips: bool,
-    batch_size: int,
-    progress: Callable[[int, int], None],
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for first in range(0, len(index), batch_size):
-        numbers = range(first, min(first + batch_size, len(index)))
-        samples = [index.read(n) for n in numbers]
-        images = torch.stack(
-            [_picture(index, n, members, resolution) for n, members in zip(numbers, samples, strict=True)]
-        )
-        views = [images, images.flip(-1)] if flips else [images]
-        moments = np.stack([_moments(vae, view) for view in views], axis=1)  # (B, flips, 2, C, h, w)
-        for n, members, latents in zip(numbers, samples, moments, strict=True):
-            kept = {suffix: content for suffix, content in members.items() if suffix in ("txt", "json")}
-            yield index.key(n), {"latent.npy": pack(latents), **kept}
-        progress(numbers.stop, len(index))
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("fail", "quarantine"):
+            raise ConfigError(f"on_bad={self.on_bad!r} is unknown; expected fail or quarantine")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; expected at least 1")
+        check_resolution(self.resolution, downsampling_factor(self.vae))
 
+    def write(self, source: Path, out: Path, cache: Path | None = None) -> Manifest:
+        """Encode every sample of `source` into `out`; captions and records go along, quarantined.txt names the bad.
 
-def _picture(index: ShardIndex, n: int, members: dict[str, bytes], resolution: int) -> Tensor:
-    try:
-        return preprocess(image_member(members), resolution)
-    except DataError as error:
-        raise DataError(f"{index.where(n)} is a bad sample: {error}") from error
+        What `out` holds already, by the same VAE from the same data, is left alone; an encoding that was stopped starts
+        again. Raises DataError when `out` holds something else, or for a bad picture, naming it.
+        """
+        index = ShardIndex.open(source, cache)
+        if index.kind != "images":
+            raise DataError(f"{source} holds latents already; expected a folder of image shards")
+        made_by = {
+            "by": "encode",
+            "vae": fingerprint(self.vae),
+            "resolution": self.resolution,
+            "flips": self.flips,
+            "source": index.made_by,
+            "source_fingerprint": index.fingerprint,
+        }
+        return write_shards(out, self._samples(index, out), made_by)
 
+    def _samples(self, index: ShardIndex, out: Path) -> Iterator[tuple[str, Members]]:
+        self.bad.clear()
+        for first in range(0, len(index), self.batch_size):
+            numbers = range(first, min(first + self.batch_size, len(index)))
+            samples = {n: index.read(n) for n in numbers}
+            pictures = {n: picture for n in numbers if (picture := self._picture(index, n, samples[n])) is not None}
+            if pictures:
+                for n, moments in zip(pictures, self._moments(torch.stack([*pictures.values()])), strict=True):
+                    kept = {suffix: content for suffix, content in samples[n].items() if suffix in ("txt", "json")}
+                    yield index.key(n), {"latent.npy": self._packed(index, n, moments), **kept}
+            self.progress(numbers.stop, len(index))
+        if self.bad:
+            write_atomically(out / QUARANTINED, lambda file: file.write("\n".join([*self.bad, ""]).encode()))
 
-@torch.no_grad()
-def _moments(vae: AutoencoderKL, images: Tensor) -> np.ndarray:
-    """(B, 2, C, h, w): mean and log-variance."""
-    posterior = vae.encode(images.to(vae.device)).latent_dist
-    return torch.stack([posterior.mean, posterior.logvar], dim=1).float().cpu().numpy()
+    def _picture(self, index: ShardIndex, n: int, members: Members) -> Tensor | None:
+        try:
+            return preprocess(image_member(members), self.resolution)
+        except DataError as error:
+            what = f"{index.where(n)} is a bad sample: {error}"
+            if self.on_bad == "fail":
+                raise DataError(f"{what}. Mend it, or set on_bad=quarantine to leave such samples out.") from error
+            self.bad.append(what)
+            return None
+
+    def _packed(self, index: ShardIndex, n: int, moments: Tensor) -> bytes:
+        try:
+            return pack(moments)
+        except DataError as error:
+            raise DataError(f"{index.where(n)} is not encoded by this VAE: {error}") from error
+
+    @torch.no_grad()
+    def _moments(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> (B, flips, 2, C, h, w): mean and log-variance, on the CPU."""
+        views = [images, images.flip(-1)] if self.flips else [images]
+        posteriors = [self.vae.encode(view.to(self.vae.device)).latent_dist for view in views]
+        return torch.stack([torch.stack([p.mean, p.logvar], dim=1) for p in posteriors], dim=1).float().cpu()

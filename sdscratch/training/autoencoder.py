@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdscratch.data import ImageBatch, to_pil
 from sdscratch.data.grid import captioned_grid
@@ -30,7 +30,6 @@ class Autoencoder(Stage):
     """
 
     network: AutoencoderKL
-    headline = "val/reconstruction"
 
     def __init__(
         self,
@@ -49,10 +48,12 @@ class Autoencoder(Stage):
     ) -> None:
         super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
         self.kl_weight, self.reconstruction, self.seed = kl_weight, reconstruction, seed
-        self.perceptual, self.perceptual_weight = (
-            [perceptual],
-            perceptual_weight,
-        )  # in a list: not to be trained or saved
+        self.perceptual, self.perceptual_weight = [perceptual], perceptual_weight  # in a list: not trained, not saved
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if isinstance(self.perceptual[0], nn.Module):
+            self.perceptual[0].to(self.device).eval().requires_grad_(False)
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Of one batch; the posterior's noise is keyed by each sample's position."""

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, is_due
@@ -17,18 +18,19 @@ class Checkpoints(StepCallback):
     """Every `every` steps and at the end; keeps the newest `keep_last` and every step that is a multiple of `keep_every`."""
 
     def __init__(self, every: int, keep_last: int = 2, keep_every: int | None = None) -> None:
+        if keep_last < 1:
+            raise ConfigError(f"callbacks.checkpoints.keep_last is {keep_last}; expected 1 or more")
         self.every, self.keep_last, self.keep_every = every, keep_last, keep_every
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if is_due(trainer, step, self.every):
             run = RunFolder(trainer.default_root_dir)
             samples_seen = step * module.global_batch_size
-            trainer.save_checkpoint(
-                run.checkpoint_folder / f"step_{step:08d}.ckpt", storage_options=(step, samples_seen)
-            )
-            if trainer.is_global_zero:
-                run.prune_checkpoints(self.keep_last, self.keep_every)
-                run.set_state(step=step, samples_seen=samples_seen)
+            with module.aside():
+                trainer.save_checkpoint(run.checkpoint_path(step), storage_options=(step, samples_seen))
+                if trainer.is_global_zero:
+                    run.prune_checkpoints(step, self.keep_last, self.keep_every)
+                    run.set_state(step=step, samples_seen=samples_seen)
 
 
 class RunFolderIO(TorchCheckpointIO):

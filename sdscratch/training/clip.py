@@ -15,6 +15,7 @@ from transformers import CLIPModel
 
 from sdscratch.data import ImageBatch, to_pil
 from sdscratch.data.grid import captioned_grid
+from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import TextEncoder
 from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
@@ -30,7 +31,6 @@ class Clip(Stage):
     """
 
     network: CLIPModel
-    headline, higher_is_better = "val/r_at_1", True
 
     def __init__(
         self,
@@ -42,7 +42,8 @@ class Clip(Stage):
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
     ) -> None:
-        assert text.clip is not None, "the CLIP stage trains both towers"
+        if text.clip is None:
+            raise ConfigError("the text encoder has no image tower, but the CLIP stage trains both. Choose a new one.")
         super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
         self.text = text
 
@@ -53,16 +54,15 @@ class Clip(Stage):
         if self.trainer.world_size > 1:
             images, texts = (self.all_gather(x, sync_grads=True).flatten(0, 1) for x in (images, texts))
             tokens = self.all_gather(tokens).flatten(0, 1)
-        logits = images @ texts.T * self.network.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        logits = images @ texts.T * self.network.logit_scale.exp()
         same = (tokens[:, None] == tokens[None, :]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        return {"loss": loss, "temperature": 1 / self.network.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).exp()}
+        return {"loss": loss, "temperature": 1 / self.network.logit_scale.detach().exp()}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            self.network.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+    @torch.no_grad()
+    def constrain(self) -> None:
+        self.network.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:

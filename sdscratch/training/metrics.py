@@ -25,11 +25,11 @@ class Metrics(StepCallback):
         self.every = every
         self.sums: dict[str, Tensor] = {}
         self.micro_batches = 0
-        self.row: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
-        self._clock = _Clock(trainer.global_step)
+        assert isinstance(module, Stage)
+        self._clock = _Clock(module, trainer.global_step)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._clock.batch_arrived()
@@ -56,14 +56,14 @@ class Metrics(StepCallback):
                 "grad_norm": float(module.grad_norm),
                 "ema_decay": module.ema.decay,
             }
-            row |= self._clock.rates(step, module.global_batch_size, module.seconds_aside)
-            self.sums, self.micro_batches, module.seconds_aside = {}, 0, 0.0
-        self.row = row | module.step_metrics
+            row |= self._clock.rates(step)
+            self.sums, self.micro_batches = {}, 0
+        row |= module.step_metrics
         module.step_metrics = {}
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).append_metrics(self.row)
+            RunFolder(trainer.default_root_dir).append_metrics(row)
             for logger in trainer.loggers:
-                logger.log_metrics(self.row, step=step)
+                logger.log_metrics(row, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": dict(self.sums), "micro_batches": self.micro_batches}
@@ -73,25 +73,28 @@ class Metrics(StepCallback):
 
 
 class _Clock:
-    """Samples per second, and the share of the time that training waited for data."""
+    """Samples per second, and the share of the time that training waited for data. Stands still while callbacks work."""
 
-    def __init__(self, step: int) -> None:
-        self.step, self.start, self.waited = step, time.perf_counter(), 0.0
-        self.free_since = self.start
+    def __init__(self, module: Stage, step: int) -> None:
+        self.module, self.step, self.waited = module, step, 0.0
+        self.start = self.free_since = self.now()
+
+    def now(self) -> float:
+        return time.perf_counter() - self.module.seconds_aside
 
     def batch_arrived(self) -> None:
-        self.waited += time.perf_counter() - self.free_since
+        self.waited += self.now() - self.free_since
 
     def batch_done(self) -> None:
-        self.free_since = time.perf_counter()
+        self.free_since = self.now()
 
-    def rates(self, step: int, samples_per_step: int, seconds_aside: float) -> dict[str, float]:
-        """Since the last call, less the time spent on validation and previews."""
-        now = time.perf_counter()
-        seconds = max(now - self.start - seconds_aside, 1e-9)
+    def rates(self, step: int) -> dict[str, float]:
+        """Since the last call."""
+        now = self.now()
+        seconds = max(now - self.start, 1e-9)
         rates = {
-            "samples_per_second": (step - self.step) * samples_per_step / seconds,
+            "samples_per_second": (step - self.step) * self.module.global_batch_size / seconds,
             "data_wait": self.waited / seconds,
         }
-        self.step, self.start, self.waited, self.free_since = step, now, 0.0, now
+        self.step, self.start, self.waited = step, now, 0.0
         return rates

@@ -18,22 +18,26 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 class WarmupCosine:
-    """Learning-rate factor in (0, 1]: linear warm-up, then half a cosine down to `final` at the last step.
+    """Learning-rate factor in [0, 1]: linear warm-up, then half a cosine down to `final` at the last step.
 
-    factor(s) = (s + 1) / warmup_steps                                              while s < warmup_steps
-              = final + (1 - final) * (1 + cos(pi * (s - warmup) / (total - warmup))) / 2      afterwards
+    Of optimizer step s = 0, 1, ..., with n = s + 1:
+    factor = n / warmup_steps                                                       while n <= warmup_steps
+           = final + (1 - final) * (1 + cos(pi * (n - warmup) / (total - warmup))) / 2      until n = total
+           = final                                                                          afterwards
+    A run that is shorter than its warm-up ends before the peak.
     It has no state, so a resumed or changed run gets exactly what its own configuration says.
     """
 
     def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.1) -> None:
-        if not 0 <= warmup_steps <= total_steps:
-            raise ValueError(f"warmup_steps is {warmup_steps}, but must lie between 0 and total_steps ({total_steps})")
         self.total_steps, self.warmup_steps, self.final = total_steps, warmup_steps, final
 
     def __call__(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        number = step + 1
+        if number <= self.warmup_steps:
+            return number / self.warmup_steps
+        if number >= self.total_steps:
+            return self.final
+        progress = (number - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 

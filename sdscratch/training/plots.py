@@ -17,7 +17,8 @@ class Plots(StepCallback):
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if trainer.is_global_zero and is_due(trainer, step, self.every):
-            draw_curves(RunFolder(trainer.default_root_dir))
+            with module.aside():
+                draw_curves(RunFolder(trainer.default_root_dir))
 
 
 def draw_curves(run: RunFolder) -> None:

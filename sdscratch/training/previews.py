@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import lightning as L
 
 from sdscratch.run_folder import RunFolder
@@ -21,10 +19,9 @@ class Previews(StepCallback):
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if trainer.is_global_zero and is_due(trainer, step, self.every):
-            start = time.perf_counter()
-            picture = module.preview(module.ema.network, held_out(trainer, module))
-            folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / "ema.png")
-            log_image(trainer, "samples/ema", picture, step)
-            module.seconds_aside += time.perf_counter() - start
+            with module.aside():
+                picture = module.preview(module.ema.network, held_out(trainer, module))
+                folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(folder / "ema.png")
+                log_image(trainer, "samples/ema", picture, step)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sdscratch.errors import ConfigError
 from sdscratch.training.ema import Ema
 from sdscratch.training.optim import parameter_groups
 
@@ -27,9 +30,6 @@ class Stage(L.LightningModule):
     `step_metrics`; whoever writes the row empties it.
     """
 
-    higher_is_better = False
-    headline = "val/loss"  # the metric that chooses the best checkpoint
-
     def __init__(
         self,
         network: nn.Module,
@@ -44,7 +44,7 @@ class Stage(L.LightningModule):
         self.ema = Ema(network, ema_decay)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
-        self.seconds_aside = 0.0  # spent on validation and previews since the last metrics row
+        self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
         self.grad_norm: Tensor | None = None
 
@@ -72,13 +72,19 @@ class Stage(L.LightningModule):
         losses = self.losses(batch)
         return {"loss": losses["loss"], "logged": {name: value.detach() for name, value in losses.items()}}
 
+    def constrain(self) -> None:
+        """Bring the weights back to where they may be, after each step; most may be anywhere."""
+
     def configure_optimizers(self) -> Optimizer:
         defaults = self.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
         self.peak_lr = float(defaults["lr"])
-        return self.make_optimizer(parameter_groups(self.network, defaults["weight_decay"]))
+        return self.make_optimizer(parameter_groups(self.network, defaults.get("weight_decay", 0.0)))
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the global norm, and keep that norm. Here because Lightning refuses clipping with a fused optimizer."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # a fused optimizer would do so itself, but after the clipping
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
 
     def learning_rate(self, step: int) -> float:
@@ -90,7 +96,17 @@ class Stage(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.global_step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.constrain()
         self.ema.update(self.network)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done in here does not count as training time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # steps still under way are no part of it
+        start = time.perf_counter()
+        yield
+        self.seconds_aside += time.perf_counter() - start
 
     def add_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of every rank's `values`, float64, on the CPU."""
@@ -100,13 +116,29 @@ class Stage(L.LightningModule):
         assert isinstance(summed, Tensor)
         return summed.cpu()
 
-    # The average travels with the run
+    # What travels with the run
 
     def on_fit_start(self) -> None:
         self.ema.network.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()
+        checkpoint["samples_seen"] = self.global_step * self.global_batch_size
+        checkpoint["data"] = self.trainer.datamodule.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ConfigError where positions would mean other samples than before."""
+        step, samples_seen = checkpoint["global_step"], checkpoint["samples_seen"]
+        if samples_seen != step * self.global_batch_size:
+            raise ConfigError(
+                f"the run has seen {samples_seen} samples in {step} steps, which does not fit global_batch_size="
+                f"{self.global_batch_size}. Set it to {samples_seen // step}, or start a new run."
+            )
+        if checkpoint["data"] != self.trainer.datamodule.fingerprint:
+            raise ConfigError(
+                "the run was trained on other data than dataset.path holds. Put them back, or start a new run."
+            )
         self.ema.load_state_dict(checkpoint["ema"])
+        configured = self.configure_optimizers().param_groups
+        for saved, group in zip(checkpoint["optimizer_states"][0]["param_groups"], configured, strict=True):
+            saved |= {name: value for name, value in group.items() if name != "params"}  # decay, betas: the configured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from netrc import netrc
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,10 @@ def wandb_logger(run_dir: str, name: str, project: str = "sdscratch", mode: Mode
 
     mode: "auto" goes offline where no key is to be found, so that nobody is asked for one; WANDB_MODE overrules it.
     """
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish()  # an earlier run of this process, into which Lightning would go on writing
     folder = Path(run_dir) / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "id"
@@ -27,9 +31,7 @@ def wandb_logger(run_dir: str, name: str, project: str = "sdscratch", mode: Mode
     os.environ.setdefault("WANDB_SILENT", "true")
     chosen = os.environ.get("WANDB_MODE") or mode
     offline = chosen == "offline" or (chosen == "auto" and not _has_key())
-    return WandbLogger(
-        name=name, project=project, id=id_file.read_text().strip(), save_dir=run_dir, offline=offline, resume="allow"
-    )
+    return WandbLogger(name=name, project=project, id=id_file.read_text().strip(), save_dir=run_dir, offline=offline)
 
 
 def log_image(trainer: L.Trainer, key: str, picture: Image.Image, step: int) -> None:
@@ -44,5 +46,5 @@ def _has_key() -> bool:
         return True
     try:
         return "api.wandb.ai" in netrc().hosts
-    except (OSError, ValueError):
+    except (OSError, NetrcParseError):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +26,5 @@ class Validation(StepCallback):
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if is_due(trainer, step, self.every):
-            start = time.perf_counter()
-            with torch.no_grad():
+            with module.aside(), torch.no_grad():
                 module.step_metrics |= module.evaluate(module.ema.network, held_out(trainer, module))
-            module.seconds_aside += time.perf_counter() - start

@@ -39,6 +39,13 @@ def test_what_is_closer_to_the_user_wins(conf):
     assert compose("train", ["experiment=seven", "seed=9"]).seed == 9
 
 
+def test_a_key_of_the_verb_itself_is_no_group_though_there_is_one_of_that_name(conf):
+    add(conf, "sample.yaml", "optimizer: ???\nobjective: null\n")
+    cfg = compose("sample", ["optimizer=runs/x", "objective=4"])
+    assert (cfg.optimizer, cfg.objective) == ("runs/x", 4) and config_groups("sample") == {}
+    assert compose("train", ["optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
+
+
 def test_composing_changes_no_directory_and_writes_nothing(conf, tmp_path_factory, monkeypatch):
     empty = tmp_path_factory.mktemp("empty")
     monkeypatch.chdir(empty)

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sdscratch.config import build, check_config, find_target
+from sdscratch.config.signatures import signature
 from sdscratch.errors import ConfigError
 
 HOSTILE = [
@@ -60,6 +61,8 @@ HOSTILE = [
 def test_no_target_runs_programs_or_loads_files(target):
     with pytest.raises(ConfigError):
         find_target(target)
+    with pytest.raises(ConfigError):
+        signature(target)
 
 
 @pytest.mark.parametrize("shape", ["{node}", "{{a: [1, {node}]}}", "{{_target_: torch.optim.AdamW, lr: {node}}}"])

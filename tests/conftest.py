@@ -1,0 +1,59 @@
+"""For all tests: one thread, no network, and the tiny experiment: its configuration, and one finished run of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}  # read when torch loads; other counts give other last bits
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from sdscratch.run_folder import RunFolder
+
+TinyConfig = Callable[..., "DictConfig"]
+BARE = ("callbacks.previews=null", "callbacks.plots=null")
+"""Overrides for tests that look at nothing but numbers."""
+
+SMALLER = ("model.block_out_channels=[16, 16]", "model.attention_head_dim=2", "callbacks.validation=null", *BARE)
+"""Overrides for tests to which it does not matter what is trained."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec.*")  # Lightning's, of its own code
+
+
+def compose_tiny(folder: Path, data: Path, *overrides: str) -> DictConfig:
+    """The tiny experiment, run in `folder`, with its scenes drawn into `data` unless they are there."""
+    from sdscratch.config import compose
+
+    return compose("train", ["experiment=tiny", f"paths.runs={folder}", f"paths.data={data}", "threads=1", *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny experiment's scenes are drawn once for all tests."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, tiny_data: Path) -> TinyConfig:
+    """`tiny_config("max_steps=10", ...)`: the tiny experiment with its runs in this test's folder."""
+    return lambda *overrides: compose_tiny(tmp_path / "runs", tiny_data, *overrides)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> RunFolder:
+    """The tiny experiment as it comes, trained to its end: 30 steps. Look, do not touch: tests share it."""
+    from sdscratch.commands.train import train
+
+    return train(compose_tiny(tmp_path_factory.mktemp("runs"), tiny_data))

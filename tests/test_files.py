@@ -1,0 +1,80 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdscratch.errors import CannotWriteError
+from sdscratch.files import write_atomically, write_json
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more raises OSError, as on a full disk; works for root as well."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_json_is_readable_and_keeps_its_order(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"z": 1, "a": "é"})
+    assert (tmp_path / "new" / "a.json").read_text() == '{\n  "z": 1,\n  "a": "é"\n}\n'
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write(file) -> None:
+        file.write(b"new, half")
+        file.flush()
+        assert path.read_bytes() == b"old"
+        file.write(b" and half")
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"new, half and half"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write(file) -> None:
+        file.write(b"half")
+        raise RuntimeError("our own bug")
+
+    with pytest.raises(RuntimeError, match="our own bug"):
+        write_atomically(path, write)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda file: file.write(b"x" * 300_000), lambda file: torch.save({"a": torch.ones(100_000)}, file)],
+    ids=["plainly", "by torch.save"],
+)
+def test_a_full_disk_is_named_and_costs_nothing_that_was_there(tmp_path: Path, write):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with files_of_at_most(200_000), pytest.raises(CannotWriteError, match=f"cannot write {path}: File too large"):
+        write_atomically(path, write)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_is_an_error_that_names_the_path(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CannotWriteError, match="file/a.json"):
+        write_json(tmp_path / "file" / "a.json", {})

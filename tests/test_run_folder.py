@@ -1,0 +1,297 @@
+"""The folder of a run: what is written there is whole, found again, and believed only when it is intact."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from os import kill
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdscratch.errors import CannotWriteError, RunFolderError
+from sdscratch.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs" / "try1")
+    folder.create()
+    return folder
+
+
+def save(run: RunFolder, *steps: int) -> None:
+    for step in steps:
+        run.write_checkpoint({"step": step, "weights": torch.full((100,), float(step))}, step, 4 * step)
+
+
+def steps(run: RunFolder) -> list[int]:
+    return [checkpoint.step for checkpoint in run.checkpoints()]
+
+
+def in_another_process(code: str, run: RunFolder) -> subprocess.Popen:
+    words = [
+        sys.executable,
+        "-c",
+        f"import os, time\nfrom sdscratch.run_folder import RunFolder\n{code}",
+        str(run.path),
+    ]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+LOCK = "import sys; run = RunFolder(sys.argv[1]); run.lock(); print(os.getpid(), flush=True)"
+
+# Checkpoints
+
+
+def test_a_checkpoint_comes_back_bit_for_bit_with_what_its_side_car_says(run):
+    save(run, 1000)
+    checkpoint = run.newest_intact_checkpoint()
+    assert checkpoint.path.name == "step_00001000.ckpt"
+    assert (checkpoint.step, checkpoint.samples_seen) == (1000, 4000)
+    assert torch.equal(checkpoint.load()["weights"], torch.full((100,), 1000.0))
+    about = json.loads((run.checkpoint_folder / "step_00001000.ckpt.json").read_text())
+    assert about.keys() == {"step", "samples_seen", "sha256", "size"}
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "canary",)
+
+    run.write_checkpoint({"a": Payload()}, 1, 4)
+    with pytest.raises(Exception, match="(?i)weights.?only"):
+        run.newest_intact_checkpoint().load()
+    assert not (tmp_path / "canary").exists()
+
+
+def test_where_no_checkpoint_was_ever_finished_there_is_none(run):
+    assert run.newest_intact_checkpoint() is None
+    run.set_state(status="running")
+    run.checkpoint_path(10).write_bytes(b"the first save was killed before its side-car")
+    assert run.newest_intact_checkpoint() is None
+
+
+def truncate(checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) * 3 // 4])
+
+
+def empty(checkpoint: Path) -> None:
+    checkpoint.write_bytes(b"")
+
+
+def flip(checkpoint: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+
+
+def delete(checkpoint: Path) -> None:
+    checkpoint.unlink()
+
+
+def delete_side_car(checkpoint: Path) -> None:
+    side_car(checkpoint).unlink()
+
+
+def truncate_side_car(checkpoint: Path) -> None:
+    truncate(side_car(checkpoint))
+
+
+def empty_side_car(checkpoint: Path) -> None:
+    side_car(checkpoint).write_text("[]")
+
+
+def misname_step(checkpoint: Path) -> None:
+    about = json.loads(side_car(checkpoint).read_text())
+    side_car(checkpoint).write_text(json.dumps({**about, "step": about["step"] + 64}))
+
+
+def side_car(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + ".json")
+
+
+DAMAGES = [truncate, empty, flip, delete, delete_side_car, truncate_side_car, empty_side_car, misname_step]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_damaged_checkpoints_none_is_believed(run, damage: Callable[[Path], None]):
+    save(run, 10, 20, 30)
+    run.set_state(step=30)
+    damage(run.checkpoint_path(30))
+    assert run.newest_intact_checkpoint().step == 20
+    damage(run.checkpoint_path(20))
+    assert run.newest_intact_checkpoint().step == 10
+    damage(run.checkpoint_path(10))
+    with pytest.raises(RunFolderError, match="step 30.*Put one back, or start again"):
+        run.newest_intact_checkpoint()
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_of_a_checkpoint_or_its_side_car_changes_what_is_loaded(run, data):
+    if not steps(run):
+        save(run, 10, 20)
+    path = data.draw(st.sampled_from([run.checkpoint_path(20), side_car(run.checkpoint_path(20))]))
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(flipped)
+    try:
+        found = run.newest_intact_checkpoint()
+        assert found.load()["step"] == found.step
+        assert found.step == 10 or path.suffix == ".json"  # samples_seen may differ: nothing depends on it
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_checkpoint_written_anew_is_invalid_until_it_is_whole(run):
+    save(run, 10, 20)
+
+    class Content(dict):
+        def __reduce__(self):
+            assert run.newest_intact_checkpoint().step == 10
+            return dict, ()
+
+    run.write_checkpoint({"a": Content()}, 20, 80)
+    assert run.newest_intact_checkpoint().step == 20
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [
+        (1, None, [50]),
+        (2, None, [40, 50]),
+        (3, None, [30, 40, 50]),
+        (9, None, [10, 20, 30, 40, 50]),
+        (1, 20, [20, 40, 50]),
+    ],
+)
+def test_the_newest_checkpoints_and_the_milestones_are_kept(run, keep_last, keep_every, kept):
+    for step in (10, 20, 30, 40, 50):
+        save(run, step)
+        run.prune_checkpoints(step, keep_last, keep_every)
+    assert steps(run) == kept
+    assert len(list(run.checkpoint_folder.iterdir())) == 2 * len(kept)
+
+
+def test_pruning_removes_what_crashes_have_left_and_nothing_that_is_not_ours(run):
+    save(run, 10, 20)
+    left = [
+        "step_00000015.ckpt",
+        ".step_00000020.ckpt.123.tmp",
+        ".step_00000020.ckpt.json.7.tmp",
+        "step_00000005.ckpt.json",
+    ]
+    for name in [*left, "best.ckpt", "notes.txt"]:
+        (run.checkpoint_folder / name).write_bytes(b"")
+    run.prune_checkpoints(20, 2, None)
+    assert steps(run) == [10, 20]
+    assert not any((run.checkpoint_folder / name).exists() for name in left)
+    assert (run.checkpoint_folder / "best.ckpt").exists()
+    assert (run.checkpoint_folder / "notes.txt").exists()
+
+
+def test_damaged_checkpoints_of_an_abandoned_future_do_not_push_out_good_ones(run):
+    save(run, 10, 20, 30, 40)
+    for step in (30, 40):
+        flip(run.checkpoint_path(step))
+    assert run.newest_intact_checkpoint().step == 20
+    save(run, 25)
+    run.prune_checkpoints(25, 2, None)
+    assert steps(run) == [20, 25]
+
+
+# Metrics
+
+
+def test_metrics_come_back_as_they_were_and_numbers_are_written_by_repr(run):
+    rows = [{"step": 1, "train/loss": 0.1 + 0.2, "lr": 1e-5}, {"step": 2, "train/loss": 1.0, "lr": float("nan")}]
+    for row in rows:
+        run.append_metrics(row)
+    assert run.metrics_file.read_text() == "step,train/loss,lr\n1,0.30000000000000004,1e-05\n2,1.0,nan\n"
+    assert run.read_metrics()[0] == rows[0]
+
+
+def test_a_new_column_extends_the_header_and_leaves_the_rows_as_they_are(run):
+    run.append_metrics({"train/loss": 0.1 + 0.2, "step": 1})
+    run.append_metrics({"step": 2, "val/loss": 2.0})
+    run.append_metrics({"step": 3, "train/loss": 3.0})
+    assert run.metrics_file.read_text() == "step,train/loss,val/loss\n1,0.30000000000000004,\n2,,2.0\n3,3.0,\n"
+    assert run.read_metrics()[1:] == [{"step": 2, "val/loss": 2.0}, {"step": 3, "train/loss": 3.0}]
+
+
+def test_cutting_forgets_later_rows_and_a_torn_last_line(run):
+    for step in range(1, 6):
+        run.append_metrics({"step": step, "train/loss": step / 10})
+    with run.metrics_file.open("a") as file:
+        file.write("6,0.")
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3, 4, 5]
+    run.cut_metrics(3)
+    run.append_metrics({"step": 4, "train/loss": 0.4})
+    assert run.metrics_file.read_text() == "step,train/loss\n1,0.1\n2,0.2\n3,0.3\n4,0.4\n"
+
+
+def test_there_is_nothing_to_cut_or_read_before_the_first_row(run):
+    run.cut_metrics(0)
+    assert run.read_metrics() == []
+    assert not run.metrics_file.exists()
+
+
+# State and lock
+
+
+def test_state_is_merged_and_tells_whether_there_is_a_run(run):
+    assert run.state() == {}
+    assert not run.holds_a_run()
+    run.set_state(status="running", step=10)
+    run.set_state(step=20)
+    assert run.state() == {"status": "running", "step": 20}
+    assert run.holds_a_run()
+
+
+def test_a_second_process_is_refused_until_the_first_lets_go(run):
+    with in_another_process(f"{LOCK}; time.sleep(60)", run) as holder:
+        pid = holder.stdout.readline().strip()
+        with pytest.raises(RunFolderError, match=f"in use by process {pid}"):
+            run.lock()
+        holder.kill()
+    run.lock()
+    with in_another_process(LOCK, run) as other:
+        assert "RunFolderError" in other.communicate()[1]
+    run.unlock()
+    with in_another_process(LOCK, run) as other:
+        assert other.wait() == 0
+
+
+def test_a_forked_child_that_outlives_the_run_does_not_hold_its_lock(run):
+    fork = "child = os.fork()\nif child == 0: time.sleep(60)\nprint(child, flush=True); os._exit(0)"
+    with in_another_process(f"{LOCK}\n{fork}", run) as parent:
+        parent.stdout.readline()
+        child = int(parent.stdout.readline())
+        try:
+            assert parent.wait() == 0
+            run.lock()
+        finally:
+            kill(child, signal.SIGKILL)
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(CannotWriteError, match="cannot write into .*try1"):
+        RunFolder(tmp_path / "runs" / "try1").create()
+
+
+def test_training_does_not_begin_where_it_cannot_write(tmp_path, tiny_config):
+    from sdscratch.commands.train import train
+
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(CannotWriteError, match="cannot write into"):
+        train(tiny_config())

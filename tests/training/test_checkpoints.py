@@ -1,0 +1,80 @@
+"""What training writes: everything a run needs to go on, and nothing that it does not train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdscratch.errors import ConfigError
+from sdscratch.run_folder import RunFolder
+from sdscratch.training import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def content(tiny_run: RunFolder) -> dict[str, Any]:
+    return tiny_run.newest_intact_checkpoint().load()
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in [*value.keys(), *value.values()] for leaf in leaves(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def test_a_run_leaves_its_newest_checkpoints_named_by_step(tiny_run):
+    names = sorted(path.name for path in tiny_run.checkpoint_folder.iterdir())
+    expected = [f"step_{step:08d}.ckpt" for step in (20, 30)]
+    assert names == sorted([*expected, *(f"{name}.json" for name in expected)])
+    assert [(c.step, c.samples_seen) for c in tiny_run.checkpoints()] == [(20, 80), (30, 120)]
+    assert all(checkpoint.is_intact() for checkpoint in tiny_run.checkpoints())
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values_only(content):
+    kinds = {type(leaf) for leaf in leaves(content)}
+    assert kinds <= {torch.Tensor, str, int, float, bool, type(None)}
+
+
+def test_a_checkpoint_holds_the_trained_network_twice_its_optimizer_and_where_it_is(content):
+    raw = {name.removeprefix("network."): tensor for name, tensor in content["state_dict"].items()}
+    assert raw.keys() == content["ema"]["weights"].keys()
+    assert not any(torch.equal(raw[name], average) for name, average in content["ema"]["weights"].items())
+    assert content["ema"]["num_updates"] == content["global_step"] == 30
+    assert content["samples_seen"] == 120
+    assert len(content["optimizer_states"][0]["state"]) == len(raw)
+
+
+def test_nothing_of_the_frozen_encoders_is_in_a_checkpoint(content, tiny_run):
+    network = sum(tensor.numel() for tensor in content["state_dict"].values())
+    numbers = sum(leaf.numel() for leaf in leaves(content) if isinstance(leaf, torch.Tensor))
+    assert numbers < 4 * network + 1000  # weights, average, two moments; counters
+    file = tiny_run.newest_intact_checkpoint().path.read_bytes()
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        weights = load_file(tiny_run.model_folder / f"{part}.safetensors")
+        largest = max(weights.values(), key=torch.Tensor.numel)
+        assert largest.numpy().tobytes()[:256] not in file
+
+
+def test_the_model_folder_holds_the_average_of_the_last_step(content, tiny_run):
+    saved = load_file(tiny_run.model_folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert saved.keys() == content["ema"]["weights"].keys()
+    assert all(torch.equal(tensor, content["ema"]["weights"][name]) for name, tensor in saved.items())
+
+
+def test_state_says_how_far_the_run_is(tiny_run):
+    state = tiny_run.state()
+    assert (state["status"], state["stage"], state["step"], state["samples_seen"]) == (
+        "done",
+        "LatentDiffusion",
+        30,
+        120,
+    )
+
+
+def test_keeping_no_checkpoint_at_all_is_refused():
+    with pytest.raises(ConfigError, match="keep_last is 0"):
+        Checkpoints(every=10, keep_last=0)

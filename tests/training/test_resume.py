@@ -1,0 +1,121 @@
+"""A run that was stopped and resumed is the run that was never stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import BARE, SMALLER, compose_tiny
+from stages import PowerCut, watched
+
+from sdscratch.commands.train import train
+from sdscratch.errors import ConfigError
+from sdscratch.run_folder import RunFolder
+
+MACHINE = ("samples_per_second", "data_wait")
+"""What the clock says, which no two runs share."""
+
+
+def assert_same(one: Any, other: Any, where: str = "checkpoint") -> None:
+    """Equal to the last bit, in every tensor and number."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where}[{name!r}]")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def assert_same_weights(one: RunFolder, other: RunFolder) -> None:
+    """And averages, optimizer state, counters."""
+    contents = [run.newest_intact_checkpoint().load() for run in (one, other)]
+    for part in ("global_step", "state_dict", "ema", "optimizer_states", "callbacks", "samples_seen", "data"):
+        assert_same(contents[0][part], contents[1][part], part)
+
+
+def rows(run: RunFolder) -> list[dict[str, float]]:
+    """metrics.csv without the clock's columns."""
+    return [{name: value for name, value in row.items() if name not in MACHINE} for row in run.read_metrics()]
+
+
+def stopped(cfg, micro_batches: int) -> None:
+    with pytest.raises(PowerCut), watched(cut_after=micro_batches):
+        train(cfg)
+
+
+def test_30_steps_are_10_and_the_20_that_a_resumed_run_adds(tiny_run, tiny_config):
+    stopped(tiny_config(*BARE), micro_batches=13)
+    run = RunFolder(tiny_config().paths.runs + "/tiny")
+    assert run.newest_intact_checkpoint().step == 10
+    assert [row["step"] for row in run.read_metrics()] == list(range(1, 14))
+    with watched() as (positions, rates):
+        train(tiny_config(*BARE, "resume_from=auto"))
+    assert positions == [list(range(4 * step, 4 * step + 4)) for step in range(10, 30)]
+    assert rates == [row["lr"] for row in run.read_metrics()][10:]
+    assert_same_weights(run, tiny_run)
+    assert rows(run) == rows(tiny_run)
+
+
+ACCUMULATED = (
+    *SMALLER,
+    "trainer.accumulate_grad_batches=2",
+    "max_steps=8",
+    "callbacks.checkpoints={every: 4, keep_last: 9}",
+    "callbacks.metrics.every=3",
+    "lr_schedule=warmup_constant",
+    "lr_schedule.warmup_steps=3",
+)
+
+
+@pytest.fixture(scope="module")
+def accumulated(tmp_path_factory, tiny_data) -> RunFolder:
+    """8 steps of two micro-batches, never stopped; metrics every third step, checkpoints every fourth."""
+    return train(compose_tiny(tmp_path_factory.mktemp("runs"), tiny_data, *ACCUMULATED))
+
+
+def test_a_run_that_was_stopped_between_two_micro_batches_of_a_step_takes_that_step_again(accumulated, tiny_config):
+    stopped(tiny_config(*ACCUMULATED), micro_batches=11)
+    with watched() as (positions, rates):
+        run = train(tiny_config(*ACCUMULATED, "resume_from=auto"))
+    assert positions == [[p, p + 1] for p in range(16, 32, 2)]
+    assert len(rates) == 4
+    assert_same_weights(run, accumulated)
+    assert rows(run) == rows(accumulated)
+    assert [c.step for c in run.checkpoints()] == [4, 8]
+
+
+def test_checkpoints_lie_on_step_boundaries_with_accumulation_too(accumulated):
+    assert [checkpoint.step for checkpoint in accumulated.checkpoints()] == [4, 8]
+    for checkpoint in accumulated.checkpoints():
+        content = checkpoint.load()
+        assert content["global_step"] == checkpoint.step
+        assert content["ema"]["num_updates"] == checkpoint.step
+        batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+        assert batches["ready"] == 2 * checkpoint.step
+        assert {int(state["step"]) for state in content["optimizer_states"][0]["state"].values()} == {checkpoint.step}
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_at_once(accumulated, tiny_config):
+    train(tiny_config(*ACCUMULATED, "max_steps=4"))
+    run = train(tiny_config(*ACCUMULATED, "resume_from=auto"))
+    assert_same_weights(run, accumulated)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("global_batch_size=8", "global_batch_size=8. Set it to 4"), ("dataset.drawn_with=7", "other data")],
+)
+def test_positions_that_would_mean_other_samples_are_refused(tiny_config, tmp_path, change, message):
+    short = (*SMALLER, "max_steps=1", f"paths.data={tmp_path}")
+    train(tiny_config(*short, "dataset.count=8"))
+    other = (change, "dataset.path=${paths.data}/other") if "drawn_with" in change else (change, "dataset.count=8")
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config(*short, "max_steps=2", "resume_from=auto", *other))
