@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny import compose_tiny
 
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -21,22 +22,10 @@ if TYPE_CHECKING:
     from sdscratch.run_folder import RunFolder
 
 TinyConfig = Callable[..., "DictConfig"]
-BARE = ("callbacks.previews=null", "callbacks.plots=null")
-"""Overrides for tests that look at nothing but numbers."""
-
-SMALLER = ("model.block_out_channels=[16, 16]", "model.attention_head_dim=2", "callbacks.validation=null", *BARE)
-"""Overrides for tests to which it does not matter what is trained."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec.*")  # Lightning's, of its own code
-
-
-def compose_tiny(folder: Path, data: Path, *overrides: str) -> DictConfig:
-    """The tiny experiment, run in `folder`, with its scenes drawn into `data` unless they are there."""
-    from sdscratch.config import compose
-
-    return compose("train", ["experiment=tiny", f"paths.runs={folder}", f"paths.data={data}", "threads=1", *overrides])
 
 
 @pytest.fixture(scope="session")

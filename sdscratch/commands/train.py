@@ -64,7 +64,6 @@ def train(cfg: DictConfig) -> RunFolder:
         )
         folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
         if checkpoint:
-            folder.cut_metrics(checkpoint.step)
             print(f"{folder.path}: going on after step {checkpoint.step}", flush=True)
         trainer.fit(module, datamodule, ckpt_path=checkpoint and str(checkpoint.path), weights_only=True)
         if trainer.global_step < cfg.max_steps:

@@ -30,6 +30,8 @@ class Metrics(StepCallback):
         super().on_train_start(trainer, module)
         assert isinstance(module, Stage)
         self._clock = _Clock(module, trainer.global_step)
+        if trainer.is_global_zero:  # rows that a stopped run had written beyond the step that this one starts from
+            RunFolder(trainer.default_root_dir).cut_metrics(trainer.global_step)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._clock.batch_arrived()

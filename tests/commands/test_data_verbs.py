@@ -41,6 +41,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, exit_code: int = 2)
     return said.err
 
 
+pytestmark = pytest.mark.xdist_group("data_verbs")  # what is drawn and encoded once serves all
+
+
 # data shapes
 
 
@@ -88,18 +91,23 @@ def encode(scenes: Path, out: Path, vae_run: Path) -> list[str]:
     return ["data", "encode", f"path={scenes}", f"out={out}", f"model={vae_run}", "resolution=8"]
 
 
-def test_encoding_twice_reuses_what_is_there(vae_run, scenes, tmp_path, capsys):
-    words = encode(scenes, tmp_path / "out", vae_run)
-    assert main(words) == 0
-    first, before = capsys.readouterr().out, contents(tmp_path / "out")
-    assert first.startswith(f"{tmp_path / 'out'}: latents of 1600 pictures of 8 px, VAE ")
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-    assert main(words) == 0 and capsys.readouterr() == (first, "")
-    assert contents(tmp_path / "out") == before
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == times
+@pytest.fixture(scope="module")
+def encoded(vae_run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All scenes, encoded in one go."""
+    out = tmp_path_factory.mktemp("encoded") / "out"
+    assert main(encode(scenes, out, vae_run)) == 0
+    return out
 
 
-def test_an_encoding_killed_half_way_ends_in_the_same_bytes(vae_run, scenes, tmp_path):
+def test_encoding_twice_reuses_what_is_there(vae_run, scenes, encoded, capsys):
+    before, times = contents(encoded), {path: path.stat().st_mtime_ns for path in encoded.iterdir()}
+    assert main(encode(scenes, encoded, vae_run)) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{encoded}: latents of 1600 pictures of 8 px, VAE ") and said.err == ""
+    assert contents(encoded) == before and {path: path.stat().st_mtime_ns for path in encoded.iterdir()} == times
+
+
+def test_an_encoding_killed_half_way_ends_in_the_same_bytes(vae_run, scenes, encoded, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sdscratch", *encode(scenes, out, vae_run), "batch_size=1"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
@@ -109,8 +117,8 @@ def test_an_encoding_killed_half_way_ends_in_the_same_bytes(vae_run, scenes, tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (out / UNFINISHED).exists() and not (out / MANIFEST).exists(), "it was not killed in the middle"
-    assert main(encode(scenes, out, vae_run)) == 0 and main(encode(scenes, tmp_path / "fresh", vae_run)) == 0
-    assert contents(out) == contents(tmp_path / "fresh") and set(contents(out)) == {"00000.tar", "00001.tar", MANIFEST}
+    assert main(encode(scenes, out, vae_run)) == 0
+    assert contents(out) == contents(encoded) and set(contents(out)) == {"00000.tar", "00001.tar", MANIFEST}
 
 
 def test_bad_pictures_are_named_and_may_be_left_out(vae_run, scenes, tmp_path, capsys):

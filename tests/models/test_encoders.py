@@ -38,7 +38,7 @@ def text() -> TextEncoder:
 def vae() -> AutoencoderKL:
     torch.manual_seed(0)
     sizes = {"block_out_channels": [8, 8, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
-    return new_vae(**sizes, sample_size=16, mid_block_add_attention=False)
+    return new_vae(**sizes, sample_size=16, mid_block_add_attention=False, posterior_std=0.05)
 
 
 # Text

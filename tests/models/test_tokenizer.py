@@ -54,9 +54,10 @@ def test_the_vocabulary_has_no_holes_and_at_most_the_size_asked_for():
     assert TOKENIZER.convert_tokens_to_ids([START, END]) == [0, 1]
 
 
-def test_training_twice_gives_the_same_tokenizer():
-    again = train_tokenizer(iter(CAPTIONS), vocab_size=560, max_length=24)
-    assert again.backend_tokenizer.to_str() == TOKENIZER.backend_tokenizer.to_str()
+def test_training_again_gives_the_same_tokenizer_though_many_pairs_are_equally_frequent():
+    for _ in range(20):
+        again = train_tokenizer(iter(CAPTIONS), vocab_size=540, max_length=24)
+        assert again.get_vocab().items() <= TOKENIZER.get_vocab().items()
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused():

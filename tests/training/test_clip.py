@@ -47,7 +47,7 @@ def test_the_loss_of_distinct_captions_is_transformers_own():
     module, batch = clip(), image_batch()
     tokens = module.text.tokens(batch["captions"])
     expected = module.network(input_ids=tokens, pixel_values=batch["images"], return_loss=True).loss
-    assert float(module.losses(batch)["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert module.losses(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_equal_captions_share_the_target():
@@ -57,7 +57,7 @@ def test_equal_captions_share_the_target():
     logits = module.network(input_ids=tokens, pixel_values=batch["images"]).logits_per_image
     target = torch.tensor([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]])
     expected = -(target * (F.log_softmax(logits, 1) + F.log_softmax(logits, 0))).sum() / 8
-    assert float(module.losses(batch)["loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert module.losses(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_no_temperature_falls_below_a_hundredth_in_the_network_or_its_average():

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BARE
 from stages import CAPTIONS, latent_diffusion
+from tiny import BARE
 from torch import Tensor, nn
 
 from sdscratch.commands.train import train

@@ -8,9 +8,9 @@ from math import cos, pi
 
 import pytest
 import torch
-from conftest import SMALLER
 from lightning.pytorch.plugins import MixedPrecision
 from stages import PowerCut, autoencoder, clip, fit, image_batch, small_clip, small_vae, watched
+from tiny import SMALLER
 from torch import nn
 
 from sdscratch.commands.train import train

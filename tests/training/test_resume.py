@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
 import torch
-from conftest import BARE, SMALLER, compose_tiny
 from stages import PowerCut, watched
+from tiny import BARE, SMALLER, compose_tiny
 
 from sdscratch.commands.train import train
 from sdscratch.errors import ConfigError
@@ -107,6 +108,23 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_a
     train(tiny_config(*ACCUMULATED, "max_steps=4"))
     run = train(tiny_config(*ACCUMULATED, "resume_from=auto"))
     assert_same_weights(run, accumulated)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again_with_an_empty_record(accumulated, tiny_config):
+    stopped(tiny_config(*ACCUMULATED), micro_batches=7)
+    run = train(tiny_config(*ACCUMULATED, "resume_from=auto"))
+    assert rows(run) == rows(accumulated)
+
+
+def test_a_run_that_was_stopped_before_it_wrote_its_model_writes_it_when_resumed(accumulated, tiny_config):
+    run = RunFolder(tiny_config().paths.runs + "/tiny")
+    shutil.copytree(accumulated.path, run.path)
+    shutil.rmtree(run.model_folder)
+    run.set_state(status="running")
+    train(tiny_config(*ACCUMULATED, "resume_from=auto"))
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (run.model_folder / weights).read_bytes() == (accumulated.model_folder / weights).read_bytes()
+    assert run.state()["status"] == "done"
 
 
 @pytest.mark.parametrize(

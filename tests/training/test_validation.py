@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import compose_tiny
 from stages import latent_diffusion
+from tiny import compose_tiny
 
 from sdscratch.models.encoders import FrozenEncoders, load_text_encoder, load_vae
 

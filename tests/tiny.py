@@ -1,0 +1,22 @@
+"""The tiny experiment, as tests run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+BARE = ("callbacks.previews=null", "callbacks.plots=null")
+"""Overrides for tests that look at nothing but numbers."""
+
+SMALLER = ("model.block_out_channels=[16, 16]", "model.attention_head_dim=2", "callbacks.validation=null", *BARE)
+"""Overrides for tests to which it does not matter what is trained."""
+
+
+def compose_tiny(folder: Path, data: Path, *overrides: str) -> DictConfig:
+    """Run in `folder`, with its scenes drawn into `data` unless they are there; at one thread."""
+    from sdscratch.config import compose
+
+    return compose("train", ["experiment=tiny", f"paths.runs={folder}", f"paths.data={data}", "threads=1", *overrides])
