@@ -1,6 +1,6 @@
 """Give the pack's clothing photographs several caption wordings: tars of one template -> shards with four.
 
-    python experiments/2026-11-21-clothing/prepare.py ../shared/data/labelled-real data/clothing
+python experiments/2026-11-21-clothing/prepare.py ../shared/data/labelled-real data/clothing
 """
 
 import json
