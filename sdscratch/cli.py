@@ -69,7 +69,7 @@ VERBS = {
         "data_encode",
         "data/encode",
         "Encode image shards into latent shards with a trained VAE.",
-        ("sdscratch data encode path=data/shapes out=data/shapes_latents model=runs/vae",),
+        ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/vae resolution=32",),
     ),
     "sample": Verb(
         "sample",

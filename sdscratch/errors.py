@@ -1,4 +1,8 @@
-"""Errors that are the user's to mend: printed as one line, without a traceback, with the exit code of their class."""
+"""Errors that are the user's to mend: printed as one line, without a traceback, with their exit code."""
+
+from __future__ import annotations
+
+from numbers import Integral
 
 
 class SdscratchError(Exception):
@@ -29,3 +33,19 @@ class CannotWriteError(SdscratchError):
     """The disk is full or the folder is not writable."""
 
     exit_code = 4
+
+
+class StoppedError(SdscratchError):
+    """A signal ended the run; the exit code is 128 + its number, as shells say it."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def check_whole(setting: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise ConfigError unless the value of a setting is a whole number, from `least` to `most`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
+        at_most = "" if most is None else f" and at most {most}"
+        raise ConfigError(f"{setting} is {value!r}: expected a whole number of at least {least}{at_most}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sdscratch.errors import CannotWriteError
+
+HALF = re.compile(r"\..+\.(\d{1,7})\.tmp")  # with the number of the process that writes it
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -40,6 +43,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove from `folder` what processes that are no more had begun to write with `write_atomically`."""
+    for path in folder.glob(".*.tmp"):
+        if (found := HALF.fullmatch(path.name)) and not _is_alive(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # it may be someone else's
+    return True
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdscratch.data import check_resolution, to_pil
 from sdscratch.diffusion import Denoiser, FlowSchedule, NoiseSchedule, PredictionType, ddim, get_sampler, guided
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
 from sdscratch.models.unet import UNet
@@ -36,6 +36,7 @@ class SamplingDefaults:
     """What a model is sampled with when nothing else is asked for; its folder carries it along.
 
     size: pixels. caption_dropout: the share of captions that training dropped; at 0 guidance has nothing to go by.
+    Raises ConfigError for what no model could be sampled with.
     """
 
     size: int
@@ -43,6 +44,12 @@ class SamplingDefaults:
     guidance_scale: float = 7.5
     sampler: str = "ddim"
     caption_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size)
+        check_whole("num_inference_steps", self.num_inference_steps)
+        _check_number("guidance_scale", self.guidance_scale)
+        get_sampler(self.sampler)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -133,10 +140,10 @@ class TextToImage:
         steps = self.defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         _check_texts(prompts, negatives)
-        _check_whole("size", size, 1)
-        _check_whole("num_inference_steps", steps, 1)
-        _check_whole("batch_size", batch_size, 1)
-        _check_whole("seed", seed, 0, LARGEST_SEED - len(prompts))
+        check_whole("size", size)
+        check_whole("num_inference_steps", steps)
+        check_whole("batch_size", batch_size)
+        check_whole("seed", seed, 0, LARGEST_SEED - len(prompts))
         _check_number("guidance_scale", scale)
         _check_number("guidance_rescale", guidance_rescale, 0, 1)
         check_resolution(size, downsampling_factor(self.encoders.vae), "size")
@@ -222,11 +229,6 @@ def _check_texts(prompts: list[str], negatives: list[str]) -> None:
         raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each")
     if not all(isinstance(negative, str) for negative in negatives):
         raise ConfigError(f"the negative prompts are {negatives}: expected texts")
-
-
-def _check_whole(name: str, value: object, least: int, most: int = LARGEST_SEED) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
-        raise ConfigError(f"{name} is {value!r}: expected a whole number of at least {least}")
 
 
 def _check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:

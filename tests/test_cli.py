@@ -224,7 +224,7 @@ def test_exit_codes(ran, monkeypatch, capsys, error, exit_code):
         raise error
 
     monkeypatch.setattr(sys.modules["sdscratch.commands.probe"], "run", fail)
-    refusal(capsys, "probe", exit_code=exit_code)
+    assert len(refusal(capsys, "probe", exit_code=exit_code).splitlines()) == 1
 
 
 def test_a_removed_group_that_the_command_needs_is_the_users_to_mend(ran, monkeypatch, capsys):

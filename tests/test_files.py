@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from sdscratch.errors import CannotWriteError
-from sdscratch.files import write_atomically, write_json
+from sdscratch.files import remove_halves, write_atomically, write_json
 
 
 @contextmanager
@@ -72,6 +74,24 @@ def test_a_full_disk_is_named_and_costs_nothing_that_was_there(tmp_path: Path, w
         write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sdscratch.files import write_atomically
+write_atomically(Path(sys.argv[1]), lambda file: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_killed_writer_leaves_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed.tar")])
+    (tmp_path / ".other.tmp").touch()
+    living = f".living.tar.{os.getpid()}.tmp"
+    (tmp_path / living).touch()
+    assert len(os.listdir(tmp_path)) == 3
+    remove_halves(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [living, ".other.tmp"]
 
 
 def test_a_folder_that_cannot_be_is_an_error_that_names_the_path(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 import sdscratch
 from sdscratch.errors import ConfigError, DataError, RunFolderError
 from sdscratch.models import UNet
-from sdscratch.pipeline import TextToImage
+from sdscratch.pipeline import SamplingDefaults, TextToImage
 from sdscratch.run_folder import RunFolder
 
 PROMPTS = ["a red circle", "a blue ring at the top", "a green square", "tan background", "a pink cross, left"]
@@ -182,6 +182,20 @@ def test_raw_weights_that_are_damaged_are_refused(tiny_run, tmp_path):
 def test_what_cannot_be_drawn_is_refused(pipe, arguments, said):
     with pytest.raises(ConfigError, match=said):
         pipe(**{"prompts": "a red circle", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"sampler": "eular"}, "Did you mean 'euler'"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"size": -8}, "size is -8"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+    ],
+)
+def test_defaults_that_no_model_could_be_sampled_with_are_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        SamplingDefaults(**{"size": 32, **wrong})
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta:x", "cuda:77"])

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from sdscratch.errors import ConfigError
 from sdscratch.models.encoders import load_vae
 from sdscratch.prepare.encode import QUARANTINED, Encoder
 from sdscratch.run_folder import RunFolder
@@ -17,6 +18,8 @@ from sdscratch.run_folder import RunFolder
 
 def run(cfg: DictConfig) -> None:
     """Encode `path` into `out` with the VAE of `model`."""
+    if not cfg.out:
+        raise ConfigError("out is empty: expected a folder, `.` for this one")
     of_run = RunFolder(cfg.model).model_folder
     vae = load_vae(str(of_run if of_run.is_dir() else cfg.model))
     vae.eval().to("cuda" if torch.cuda.is_available() else "cpu")

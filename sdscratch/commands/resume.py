@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch.commands.train import train
@@ -15,13 +17,26 @@ def run(run: str, overrides: list[str]) -> None:
     folder = RunFolder(run)
     if not folder.recipe_file.is_file():
         raise RunFolderError(f"{run} holds no run: expected a folder with recipe.yaml, such as runs/NAME")
-    cfg = OmegaConf.load(folder.recipe_file)
-    assert isinstance(cfg, DictConfig)
+    recipe = OmegaConf.load(folder.recipe_file)
+    assert isinstance(recipe, DictConfig)
+    cfg = recipe.copy()
+    if (Path(cfg.paths.runs) / str(cfg.name)).resolve() != folder.path.resolve():
+        cfg.paths.runs = str(_runs(folder.path.resolve(), str(cfg.name)))
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or OmegaConf.select(cfg, key, default=KeyError) is KeyError:
             raise ConfigError(f"{override}: expected key=value with a key of {folder.recipe_file}")
+        if key in ("name", "paths", "paths.runs"):
+            raise ConfigError(f"{override}: a run goes on in its own folder; `sdscratch train` starts another one")
         cfg.merge_with_dotlist([override])
     cfg.resume_from = "auto"
-    check_config(cfg)
+    check_config(cfg, declared=recipe)
     train(cfg)
+
+
+def _runs(folder: Path, name: str) -> Path:
+    """Where runs/ is now, if it has been moved with the run in it, or seen from another working directory."""
+    parts = Path(name).parts
+    if folder.parts[-len(parts) :] != parts:
+        raise RunFolderError(f"{folder} was trained under the name {name}: give the folder that name again")
+    return Path(*folder.parts[: -len(parts)])

@@ -12,14 +12,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import Progress
 
 from sdscratch import __version__
-from sdscratch.errors import CannotWriteError, ConfigError
+from sdscratch.errors import CannotWriteError, check_whole
 from sdscratch.files import write_atomically
 from sdscratch.pipeline import TextToImage
 
@@ -29,11 +29,9 @@ LONGEST_NAME = 120  # bytes of the prompt in a file's name; file systems allow 2
 
 
 def run(cfg: DictConfig) -> None:
-    """Write one PNG per prompt and number, with all that it takes to draw it again in the PNG's text."""
-    if not isinstance(cfg.num_per_prompt, int) or cfg.num_per_prompt < 1:
-        raise ConfigError(f"num_per_prompt is {cfg.num_per_prompt}: expected a whole number of at least 1")
-    given = cfg.prompt if isinstance(cfg.prompt, ListConfig) else [cfg.prompt]
-    prompts = [str(prompt) for prompt in given for _ in range(cfg.num_per_prompt)]
+    """Write `num_per_prompt` PNGs, each with all that it takes to draw it again in its text."""
+    check_whole("num_per_prompt", cfg.num_per_prompt)
+    prompt = str(cfg.prompt)
     out = _writable(Path(cfg.out))
     pipe = TextToImage.from_pretrained(cfg.model, cfg.device)
     chosen = {name: getattr(pipe.defaults, name) if cfg[name] is None else cfg[name] for name in WITH_DEFAULTS}
@@ -43,13 +41,13 @@ def run(cfg: DictConfig) -> None:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         task = bar.add_task("sampling", total=None)
         images = pipe(
-            prompts,
+            [prompt] * cfg.num_per_prompt,
             seed=cfg.seed,
             batch_size=cfg.batch_size,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             **chosen,
         )
-    for seed, prompt, image in zip(count(cfg.seed), prompts, images, strict=False):
+    for seed, image in enumerate(images, cfg.seed):
         about = {"prompt": prompt, "seed": seed, "model": cfg.model, **chosen, "Software": f"sdscratch {__version__}"}
         print(_write(out, f"{_safe(prompt)}_{seed}", _png(image, about)))
 

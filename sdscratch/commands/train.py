@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import platform
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ import diffusers
 import lightning as L
 import torch
 import transformers
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
 from sdscratch.config import build, build_named, save_config
 from sdscratch.data import DataModule, LatentCollate, check_resolution
 from sdscratch.data.captions import captions_of, record_of
-from sdscratch.errors import ConfigError, RunFolderError
+from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_factor, fingerprint
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
@@ -37,47 +42,84 @@ def run(cfg: DictConfig) -> None:
 
 
 def train(cfg: DictConfig) -> RunFolder:
-    """Train one stage to its last step and leave a model folder. The configuration has been checked."""
-    folder = RunFolder(Path(cfg.paths.runs) / str(cfg.name))
+    """Train one stage to its last step and leave a model folder. The configuration has been checked.
+
+    What is refused changes nothing: the run's own files are written when its first step is about to begin.
+    """
+    for name in ("max_steps", "global_batch_size"):
+        check_whole(name, cfg[name])
+    folder = _run_folder(cfg)
     state = folder.state()
     if cfg.resume_from == "auto" and state.get("status") == "done" and state["step"] >= cfg.max_steps:
         print(f"{folder.path} is finished: nothing to do")
         return folder
     checkpoint = _starting_point(folder, cfg)
+    is_first = rank_zero_only.rank == 0  # of the processes that train together, one per device
     folder.create()
-    folder.lock()
+    if is_first:
+        folder.lock()
     try:
-        _quieten_libraries()
-        if cfg.threads:
-            torch.set_num_threads(cfg.threads)
-        torch.manual_seed(key(cfg.seed, "initial weights", 0))
-        datamodule: DataModule = build(cfg.dataset)
-        datamodule.start_step = checkpoint.step if checkpoint else 0
-        module = _stage(cfg, datamodule, folder)
-        _write_beginnings(folder, cfg)
-        trainer = build(
-            cfg.trainer,
-            default_root_dir=str(folder.path),
-            callbacks=list(build_named(cfg.callbacks).values()),
-            logger=list(build_named(cfg.logger).values()),
-            plugins=[RunFolderIO()],
-        )
-        folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
-        if checkpoint:
-            print(f"{folder.path}: going on after step {checkpoint.step}", flush=True)
-        trainer.fit(module, datamodule, ckpt_path=checkpoint and str(checkpoint.path), weights_only=True)
-        if trainer.global_step < cfg.max_steps:
-            raise RunFolderError(
-                f"{folder.path} stopped at step {trainer.global_step}: `sdscratch resume {folder.path}`"
-            )
-        about = _provenance(cfg, datamodule, trainer)
-        module.save(module.ema.network, folder.model_folder, held_out(trainer, module), about)
-        folder.set_state(status="done", step=trainer.global_step, samples_seen=about["samples_seen"])
-        for logger in trainer.loggers:
-            logger.finalize("success")
+        _train(cfg, folder, checkpoint)
+    except BaseException as error:
+        if is_first and folder.state().get("status") == "running":
+            with suppress(CannotWriteError):
+                folder.set_state(status="stopped" if isinstance(error, StoppedError) else "failed")
+        raise
     finally:
         folder.unlock()
     return folder
+
+
+def _train(cfg: DictConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
+    _quieten_libraries()
+    if cfg.threads is not None:
+        check_whole("threads", cfg.threads)
+        torch.set_num_threads(cfg.threads)
+    torch.manual_seed(key(cfg.seed, "initial weights", 0))
+    datamodule: DataModule = build(cfg.dataset)
+    datamodule.start_step = checkpoint.step if checkpoint else 0
+    module = _stage(cfg, datamodule, folder)
+
+    def begin(trainer: L.Trainer, _: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            _write_beginnings(folder, cfg)
+            folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
+            where = f"going on after step {checkpoint.step}" if checkpoint else "from the start"
+            parts = f"{trainer.world_size} x {trainer.accumulate_grad_batches} x {datamodule.micro_batch_size}"
+            print(
+                f"{folder.path}: {where}; {cfg.global_batch_size} samples per step = {parts} "
+                "(devices, accumulated micro-batches, their size)",
+                flush=True,
+            )
+
+    trainer = build(
+        cfg.trainer,
+        default_root_dir=str(folder.path),
+        callbacks=[LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()],
+        logger=list(build_named(cfg.logger).values()),
+        plugins=[RunFolderIO()],
+    )
+    try:
+        trainer.fit(module, datamodule, ckpt_path=checkpoint and str(checkpoint.path), weights_only=True)
+    except SystemExit as error:  # how Lightning ends a run after SIGTERM or Ctrl-C
+        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+        raise StoppedError(f"{folder.path} was stopped: `sdscratch resume {folder.path}`", number) from error
+    if trainer.global_step < cfg.max_steps:
+        raise RunFolderError(f"{folder.path} stopped at step {trainer.global_step}: `sdscratch resume {folder.path}`")
+    if trainer.is_global_zero:
+        about = _provenance(cfg, datamodule, trainer)
+        module.save(module.ema.network, folder.model_folder, held_out(trainer, module), about)
+        folder.set_state(status="done", step=trainer.global_step, samples_seen=about["samples_seen"])
+    for logger in trainer.loggers:
+        logger.finalize("success")
+
+
+def _run_folder(cfg: DictConfig) -> RunFolder:
+    """runs/NAME. Raises ConfigError for names that lead out of runs/, or nowhere."""
+    path = Path(str(cfg.name))
+    if not isinstance(cfg.name, (str, int, float)) or not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"name={cfg.name} is no folder below {cfg.paths.runs}: expected one such as try1")
+    return RunFolder(Path(cfg.paths.runs) / path)
 
 
 def _starting_point(folder: RunFolder, cfg: DictConfig) -> Checkpoint | None:
@@ -115,13 +157,15 @@ def _stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> Stage:
 
 
 def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder, training: dict[str, Any]) -> Stage:
-    encoders = FrozenEncoders(build(cfg.vae), _text_encoder(cfg, datamodule, folder))
+    encoders, sampling = FrozenEncoders(build(cfg.vae), _text_encoder(cfg, datamodule, folder)), build(cfg.sampler)
     factor, channels = downsampling_factor(encoders.vae), encoders.vae.config.latent_channels
     check_resolution(cfg.dataset.resolution, factor)
+    check_resolution(sampling.size, factor, "sampler.size")
     if datamodule.kind == "latents":
         datamodule.require_vae(fingerprint(encoders.vae))
         datamodule.scaling_factor = encoders.vae.config.scaling_factor
     unet, objective = build(cfg.model), build(cfg.objective)
+    objective.noise_schedule.grid(sampling.num_inference_steps)  # now rather than at the first preview
     for what, found, expected in (
         ("model.in_channels", unet.config["in_channels"], channels),
         ("model.cross_attention_dim", unet.config["cross_attention_dim"], encoders.text.model.config.hidden_size),
@@ -132,15 +176,13 @@ def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder
     datamodule.collate = LatentCollate(
         cfg.seed, objective.timesteps, cfg.caption_dropout, latent_shape=(channels, side, side)
     )
-    return build(
-        cfg.stage, network=unet, encoders=encoders, objective=objective, sampling=build(cfg.sampler), **training
-    )
+    return build(cfg.stage, network=unet, encoders=encoders, objective=objective, sampling=sampling, **training)
 
 
 def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> TextEncoder:
     """As configured; a tokenizer learnt here is kept in the run folder, so that a resumed run reads it again."""
     kept = folder.path / "tokenizer"
-    if kept.is_dir():
+    if datamodule.start_step and kept.is_dir():
         return build(cfg.text_encoder, captions=[], tokenizer=load_tokenizer(kept))
     text: TextEncoder = build(cfg.text_encoder, captions=_all_captions(datamodule))
     if text.clip is not None:
@@ -182,7 +224,7 @@ def _provenance(cfg: DictConfig, datamodule: DataModule, trainer: L.Trainer) -> 
     index = datamodule.indexes[0]
     return {
         "weights": "ema",
-        "run": cfg.name,
+        "run": str(cfg.name),
         "step": trainer.global_step,
         "samples_seen": trainer.global_step * cfg.global_batch_size,
         "seed": cfg.seed,

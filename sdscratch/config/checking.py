@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from sdscratch.config.declared import plain_problems
 from sdscratch.config.signatures import (
     UNKNOWN,
     Built,
@@ -26,14 +27,16 @@ HEADLINE = "the configuration does not fit the code:"
 MISSING = object()  # ???
 
 
-def check_config(cfg: DictConfig) -> None:
+def check_config(cfg: DictConfig, declared: DictConfig | None = None) -> None:
     """Raise one ConfigError that names every key which the code would not accept. Nothing is built.
 
     Each `_target_` node, nested ones included, is bound to the signature of what it names: unknown and missing keys,
     values of another type, targets that are not allowed or cannot be imported. Everywhere: `???`, and interpolations
     that lead nowhere. A node with `_partial_: true` may leave out what the code adds later.
+
+    declared: what says which keys there may be outside the objects, and of which types; `compose` has seen to that.
     """
-    if problems := object_problems(cfg):
+    if problems := [*(plain_problems(cfg, declared) if declared is not None else []), *object_problems(cfg)]:
         raise ConfigError(screen(HEADLINE, problems))
 
 

@@ -34,13 +34,18 @@ def explain(
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and key='\"a value\"' around any of ,()[]{{}}=:"
     if found := re.search(r"Could not (?:override|delete from config|delete)\W+([\w./@$-]+)", text):
-        hint = did_you_mean(found[1], [*keys, *groups]) or f"; to add one that the code takes: +{found[1]}=..."
+        known = [*keys, *groups]
+        if found[1] in groups and not groups[found[1]].options:
+            return f"{_origin(text)}there are no options for {found[1]!r} yet"
+        if found[1] in known:
+            return f"{_origin(text)}with the options chosen there is no {found[1]!r}: it belongs to others"
+        hint = did_you_mean(found[1], known) or f"; to add one that the code takes: +{found[1]}=..."
         return f"{_origin(text)}there is no key {found[1]!r}{hint}"
     if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
         return f"{found[1]}: several values need -m, for a run each; a list is written [a,b], a string '\"a,b\"'"
     if "Config group override" in text:
-        for name in (override.partition("=")[0].lstrip("+~") for override in overrides):
-            if name in groups:
+        for name, _, value in (override.lstrip("+~").partition("=") for override in overrides):
+            if name in groups and value not in groups[name].options:
                 return f"{name}: a config group takes the name of an option: {', '.join(groups[name].options)}"
     return _plain(error)
 

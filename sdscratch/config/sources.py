@@ -105,11 +105,16 @@ def _parameter(module: str, argument: ast.arg, kind: Any, default: ast.expr | No
     hint: Any = Parameter.empty
     if argument.annotation is not None:
         try:
-            annotation = SimpleNamespace(__annotations__={"hint": ast.unparse(argument.annotation)})
-            hint = get_type_hints(annotation, {}, _Types(module))["hint"]
+            hint = _type(module, argument.annotation)
         except Exception:  # an annotation that means something only at run time says nothing here
             hint = Any
     return Parameter(argument.arg, kind, default=value, annotation=hint)
+
+
+def _type(module: str, annotation: ast.AST) -> Any:
+    """What an annotation means with the names of its module."""
+    annotated = SimpleNamespace(__annotations__={"it": ast.unparse(annotation)})
+    return get_type_hints(annotated, {}, _Types(module))["it"]
 
 
 class _Types(dict[str, Any]):
@@ -127,7 +132,7 @@ class _Types(dict[str, Any]):
             return getattr(import_module(entry.module), entry.name)
         found = _find(self.module, name)
         if found and isinstance(found.node, ALIASES):
-            return eval(ast.unparse(found.node), {}, _Types(found.module))
+            return _type(found.module, found.node)
         return _StandIn(name, (), {"__module__": "builtins"})
 
 

@@ -100,6 +100,10 @@ class LatentCollate:
     latent_shape: tuple[int, int, int] | None = None
     strata: int | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout <= 1:
+            raise ConfigError(f"caption_dropout is {self.caption_dropout}: expected a share in [0, 1]")
+
     def __call__(self, samples: list[Sample]) -> LatentBatch:
         positions = [sample["position"] for sample in samples]
         on_line = "image" in samples[0]

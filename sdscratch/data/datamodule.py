@@ -15,7 +15,7 @@ from sdscratch.data.batch import VALIDATION_SEED, Collate, ImageCollate
 from sdscratch.data.dataset import OnBad, ShardDataset
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.order import Order
-from sdscratch.errors import ConfigError, DataError, SdscratchError
+from sdscratch.errors import ConfigError, DataError, SdscratchError, check_whole
 
 
 class PositionSampler:
@@ -86,6 +86,9 @@ class DataModule(L.LightningDataModule):
         cache: str | None = None,
     ):
         super().__init__()
+        least = {"resolution": 1, "global_batch_size": 1, "num_workers": 0, "window": 1, "val_samples": 1}
+        for name, value in zip(least, (resolution, global_batch_size, num_workers, window, val_samples), strict=True):
+            check_whole(f"dataset.{name}", value, least[name])
         if val_path is not None and holdout:
             raise ConfigError(f"dataset.val_path={val_path} and dataset.holdout={holdout} exclude each other. Set one.")
         self.path, self.resolution, self.global_batch_size, self.seed = path, resolution, global_batch_size, seed
@@ -100,6 +103,8 @@ class DataModule(L.LightningDataModule):
     def indexes(self) -> tuple[ShardIndex, ShardIndex | None]:
         """The training and the held-out samples. Raises DataError when shards are missing, damaged or do not fit."""
         train = self._open(self.path)
+        if train.kind == "latents":
+            self._check_latents(train)
         if self.val_path is not None:
             return train, self._open(self.val_path)
         return train.split(self.holdout) if self.holdout else (train, None)
@@ -125,6 +130,7 @@ class DataModule(L.LightningDataModule):
         """Samples per rank and forward pass. Raises ConfigError when it is not whole."""
         trainer = self.trainer
         world, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer is not None else (1, 1)
+        check_whole("trainer.accumulate_grad_batches", accumulate)
         size, rest = divmod(self.global_batch_size, world * accumulate)
         if rest or size < 1:
             raise ConfigError(
@@ -185,6 +191,18 @@ class DataModule(L.LightningDataModule):
                 f"`sdscratch data encode`, or set dataset.resolution={encoded}."
             )
         return index
+
+    def _check_latents(self, train: ShardIndex) -> None:
+        """Raise ConfigError for what can be drawn from images only, and would be passed over in silence."""
+        if self.random_crop:
+            raise ConfigError(
+                f"dataset.random_crop=true, but {self.path} holds latents, encoded from the centre. Set it to false."
+            )
+        if self.flip and not train.made_by.get("flips", True):
+            raise ConfigError(
+                f"dataset.flip=true, but {self.path} holds latents without mirror images. Encode again with "
+                "flips=true, or set it to false."
+            )
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -149,8 +149,8 @@ class ShardIndex:
 
         Images and the latents encoded from them share their keys, and so are held out together.
         """
-        draws = [uniform(seed, f"holdout/{self.key(n)}", 0) for n in range(len(self))]
-        held_out = np.asarray(draws) < holdout
+        draws = (uniform(seed, f"holdout/{self.key(n)}", 0) for n in range(len(self)))
+        held_out = np.fromiter(draws, np.float64, len(self)) < holdout
         if held_out.all() or not held_out.any():
             raise ConfigError(
                 f"holdout={holdout} of the {len(self)} samples in {self.folder} leaves none for "
@@ -183,8 +183,8 @@ def _compare(folder: Path, manifest: Manifest | None, shards: list[str], sizes: 
         raise DataError(f"{folder} was never finished. Run the command that writes it again.")
     if manifest is None and not shards:
         raise DataError(
-            f"no shards in {folder}: expected *.tar files. `sdscratch data shapes out={folder}` writes the embedded "
-            "data set there; for your own, set dataset.path to a folder of WebDataset shards."
+            f"no shards in {folder}: expected *.tar files of WebDataset's kind. `sdscratch data shapes` draws the "
+            "embedded data set into data/shapes/train and data/shapes/val."
         )
     present = dict(zip(shards, sizes, strict=True))
     for shard in manifest.shards if manifest else ():

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from sdscratch import randomness
+from sdscratch.data.shards import Manifest, write_shards
 from sdscratch.errors import DataError
 
 Split = Literal["train", "val", "unseen"]
@@ -170,6 +172,19 @@ def samples(split: Split, count: int, size: int, seed: int) -> Iterator[tuple[st
             f"{split}_{i:06d}",
             {"png": png.getvalue(), "txt": wordings[0].encode(), "json": json.dumps(about).encode()},
         )
+
+
+def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int, seed: int = 0) -> list[Manifest]:
+    """Draw `train/`, and `val/` of the same colour-shape pairs, into `folder`; what is there already is left alone."""
+    sizes: list[tuple[Split, int]] = [("train", count), ("val", val_count)]
+    return [
+        write_shards(
+            Path(folder) / split,
+            samples(split, number, resolution, seed),
+            made_by={"by": "shapes", "split": split, "count": number, "resolution": resolution, "seed": seed},
+        )
+        for split, number in sizes
+    ]
 
 
 def prompts(split: Split, count: int, seed: int) -> list[tuple[str, Scene]]:

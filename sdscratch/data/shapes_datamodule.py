@@ -5,21 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdscratch.data import shapes
 from sdscratch.data.datamodule import DataModule
-from sdscratch.data.shards import Manifest, write_shards
-
-
-def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int, seed: int = 0) -> list[Manifest]:
-    """Draw `train/`, and `val/` of the same colour-shape pairs, into `folder`; what is there already is left alone."""
-    return [
-        write_shards(
-            Path(folder) / split,
-            shapes.samples(split, number, resolution, seed),  # type: ignore[arg-type]
-            made_by={"by": "shapes", "split": split, "count": number, "resolution": resolution, "seed": seed},
-        )
-        for split, number in (("train", count), ("val", val_count))
-    ]
+from sdscratch.data.shapes import write_shapes
 
 
 class ShapesDataModule(DataModule):

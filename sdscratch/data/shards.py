@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 
 from sdscratch.data.captions import record_of
 from sdscratch.errors import DataError
-from sdscratch.files import write_atomically, write_json
+from sdscratch.files import remove_halves, write_atomically, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -105,6 +105,7 @@ def write_shards(
     if manifest is not None and manifest.made_by == made_by and _complete(folder, manifest):
         return manifest
     _claim(folder, manifest.made_by if manifest is not None else None, made_by)
+    remove_halves(folder)
 
     shards, kinds = list[Shard](), set[Kind]()
     sources, licences = Counter[str](), Counter[str]()

@@ -21,7 +21,7 @@ def load_pretrained(kind: Any, path: str | Path, what: str) -> Any:
     Raises DataError that calls the network `what` when it is absent or damaged. The libraries themselves only warn of a
     missing tensor, and go on with a random one.
     """
-    remedy = "Restore it, or train it again" if Path(path).exists() else f"Once, with network: `hf download {path}`"
+    remedy = "Restore it, or train it again"
     try:
         with without_commentary():
             network, found = kind.from_pretrained(
@@ -32,6 +32,11 @@ def load_pretrained(kind: Any, path: str | Path, what: str) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # damaged files raise nearly anything
+        if not Path(path).exists():
+            raise DataError(
+                f"there is no {what} {path}: expected a folder, or a hub id already downloaded (once, with network: "
+                f"`hf download {path}`)"
+            ) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} holds no {what} that can be read ({reason}). {remedy}.") from error
     for problem in ("missing", "mismatched"):

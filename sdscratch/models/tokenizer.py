@@ -25,6 +25,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 
     base = [START, END, *alphabet, *last_letters]
     if vocab_size < len(base):
         raise ValueError(f"vocab_size is {vocab_size}, but the bytes alone need {len(base)}")
+    if max_length < 3:
+        raise ValueError(f"max_length is {max_length}, but start, a word and end need 3")
     learner = CLIPTokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -15,7 +15,7 @@ from sdscratch.data.images import check_resolution, image_member, preprocess
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.latents import pack
 from sdscratch.data.shards import Manifest, Members, write_shards
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.files import write_atomically
 from sdscratch.models.encoders import downsampling_factor, fingerprint
 
@@ -42,8 +42,7 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.on_bad not in ("fail", "quarantine"):
             raise ConfigError(f"on_bad={self.on_bad!r} is unknown; expected fail or quarantine")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; expected at least 1")
+        check_whole("batch_size", self.batch_size)
         check_resolution(self.resolution, downsampling_factor(self.vae))
 
     def write(self, source: Path, out: Path, cache: Path | None = None) -> Manifest:

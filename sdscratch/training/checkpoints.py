@@ -8,22 +8,24 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from sdscratch.errors import ConfigError
+from sdscratch.errors import check_whole
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.step_callback import StepCallback
 
 
 class Checkpoints(StepCallback):
     """Every `every` steps and at the end; keeps the newest `keep_last` and every step that is a multiple of `keep_every`."""
 
     def __init__(self, every: int, keep_last: int = 2, keep_every: int | None = None) -> None:
-        if keep_last < 1:
-            raise ConfigError(f"callbacks.checkpoints.keep_last is {keep_last}; expected 1 or more")
-        self.every, self.keep_last, self.keep_every = every, keep_last, keep_every
+        super().__init__(every)
+        check_whole("callbacks.checkpoints.keep_last", keep_last)
+        if keep_every is not None:
+            check_whole("callbacks.checkpoints.keep_every", keep_every)
+        self.keep_last, self.keep_every = keep_last, keep_every
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if is_due(trainer, step, self.every):
+        if self.is_due(trainer, step):
             run = RunFolder(trainer.default_root_dir)
             samples_seen = step * module.global_batch_size
             with module.aside():

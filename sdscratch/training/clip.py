@@ -44,6 +44,11 @@ class Clip(Stage):
     ) -> None:
         if text.clip is None:
             raise ConfigError("the text encoder has no image tower, but the CLIP stage trains both. Choose a new one.")
+        vision = text.clip.config.vision_config
+        if vision.image_size % vision.patch_size:
+            raise ConfigError(
+                f"text_encoder.patch_size={vision.patch_size} does not divide the {vision.image_size} pixels of a picture"
+            )
         super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
         self.text = text
 

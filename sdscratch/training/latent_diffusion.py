@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdscratch.data import LatentBatch
 from sdscratch.data.grid import captioned_grid
 from sdscratch.diffusion import Objective, ValidationLoss
+from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import FrozenEncoders
 from sdscratch.pipeline import SamplingDefaults, TextToImage
@@ -41,6 +42,10 @@ class LatentDiffusion(Stage):
         global_batch_size: int = 1,
     ) -> None:
         super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        if not preview_prompts or not all(prompt.strip() for prompt in preview_prompts):
+            raise ConfigError(
+                f"stage.preview_prompts is {preview_prompts}: expected texts. callbacks.previews=null shows none."
+            )
         self.encoders, self.objective, self.sampling = encoders, objective, sampling
         self.preview_prompts = preview_prompts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.step_callback import StepCallback
 
 
 class Metrics(StepCallback):
@@ -19,12 +20,14 @@ class Metrics(StepCallback):
 
     Losses are means over all samples of the interval and all ranks, summed on the device so that no step waits for the
     host. The sums are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have.
+    Bad samples that others stood in for are named on the console, each once, and counted in `quarantined`, over the run.
     """
 
     def __init__(self, every: int) -> None:
-        self.every = every
+        super().__init__(every)
         self.sums: dict[str, Tensor] = {}
         self.micro_batches = 0
+        self.quarantined, self.named = 0, set[str]()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -36,22 +39,30 @@ class Metrics(StepCallback):
     def on_train_batch_start(self, *_: Any) -> None:
         self._clock.batch_arrived()
 
-    def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any) -> None:
+    def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
         for name, value in outputs["logged"].items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.micro_batches += 1
+        self.quarantined += len(batch["quarantined"])
+        for key in sorted(set(batch["quarantined"]) - self.named):
+            print(f"warning: {key} is a bad sample; another one took its place", file=sys.stderr)
+            self.named.add(key)
         self._clock.batch_done()
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        due = is_due(trainer, step, self.every)
+        due = self.is_due(trainer, step)
         if not due and not module.step_metrics:
             return
         row: dict[str, float] = {"step": step, "samples_seen": step * module.global_batch_size}
         if due:
-            means = torch.stack([total.float() / self.micro_batches for total in self.sums.values()])
-            means = trainer.strategy.reduce(means, reduce_op="mean")
-            assert isinstance(means, Tensor)
-            row |= {f"train/{name}": value for name, value in zip(self.sums, means.tolist(), strict=True)}
+            means = [total.float() / self.micro_batches for total in self.sums.values()]
+            counted = torch.stack([*means, means[0].new_tensor(self.quarantined)])
+            reduced = trainer.strategy.reduce(counted, reduce_op="mean")
+            assert isinstance(reduced, Tensor)
+            *losses, quarantined = reduced.tolist()
+            row |= {f"train/{name}": value for name, value in zip(self.sums, losses, strict=True)}
+            if quarantined:
+                row["quarantined"] = round(quarantined * trainer.world_size)
             assert module.grad_norm is not None
             row |= {
                 "lr": module.learning_rate(step - 1),
@@ -68,10 +79,11 @@ class Metrics(StepCallback):
                 logger.log_metrics(row, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "micro_batches": self.micro_batches}
+        return {"sums": dict(self.sums), "micro_batches": self.micro_batches, "quarantined": self.quarantined}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.sums, self.micro_batches = dict(state_dict["sums"]), state_dict["micro_batches"]
+        self.quarantined = state_dict["quarantined"]
 
 
 class _Clock:

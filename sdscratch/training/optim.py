@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from sdscratch.errors import ConfigError, check_whole
+
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels decay; vectors and scalars (norms, biases, temperatures) do not."""
@@ -29,6 +31,9 @@ class WarmupCosine:
     """
 
     def __init__(self, total_steps: int, warmup_steps: int = 0, final: float = 0.1) -> None:
+        check_whole("lr_schedule.warmup_steps", warmup_steps, 0)
+        if not 0 <= final <= 1:
+            raise ConfigError(f"lr_schedule.final is {final}: expected a share of the peak, in [0, 1]")
         self.total_steps, self.warmup_steps, self.final = total_steps, warmup_steps, final
 
     def __call__(self, step: int) -> float:
@@ -45,6 +50,7 @@ class WarmupConstant:
     """Learning-rate factor in (0, 1]: linear warm-up over `warmup_steps`, then 1."""
 
     def __init__(self, warmup_steps: int = 0) -> None:
+        check_whole("lr_schedule.warmup_steps", warmup_steps, 0)
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int) -> float:

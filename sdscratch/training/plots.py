@@ -6,17 +6,14 @@ import lightning as L
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.step_callback import StepCallback
 
 
 class Plots(StepCallback):
     """Every `every` steps and at the end: `plots/`, one PNG per group of curves."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if trainer.is_global_zero and is_due(trainer, step, self.every):
+        if trainer.is_global_zero and self.is_due(trainer, step):
             with module.aside():
                 draw_curves(RunFolder(trainer.default_root_dir))
 

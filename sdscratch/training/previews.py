@@ -6,7 +6,7 @@ import lightning as L
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.step_callback import StepCallback
 from sdscratch.training.tracking import log_image
 from sdscratch.training.validation import held_out
 
@@ -14,11 +14,8 @@ from sdscratch.training.validation import held_out
 class Previews(StepCallback):
     """Every `every` steps and at the end: the stage's picture, `samples/step_00001000/ema.png`, and to W&B."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if trainer.is_global_zero and is_due(trainer, step, self.every):
+        if trainer.is_global_zero and self.is_due(trainer, step):
             with module.aside():
                 picture = module.preview(module.ema.network, held_out(trainer, module))
                 folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.step_callback import StepCallback
 
 
 class ProgressBar(StepCallback):
     """Steps, loss, rate and the time left. `every`: steps between lines where there is no terminal."""
 
     def __init__(self, every: int) -> None:
-        self.every = every
+        super().__init__(every)
         self.progress: Progress | None = None
         self.loss = float("nan")
 
@@ -41,13 +41,13 @@ class ProgressBar(StepCallback):
             )
             self.progress.start()
 
-    def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any) -> None:
+    def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
         self._latest = outputs["logged"]["loss"]
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if not trainer.is_global_zero:
             return
-        due = is_due(trainer, step, self.every)
+        due = self.is_due(trainer, step)
         if due or self.progress:
             seconds = time.perf_counter() - self.start
             rate = (step - self.first_step) * module.global_batch_size / seconds

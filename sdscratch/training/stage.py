@@ -40,9 +40,13 @@ class Stage(L.LightningModule):
         global_batch_size: int = 1,
     ) -> None:
         super().__init__()
+        if max_grad_norm <= 0:  # a negative one would turn every gradient around
+            raise ConfigError(f"stage.max_grad_norm is {max_grad_norm}: expected a number above 0")
         self.network = network
         self.ema = Ema(network, ema_decay)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
+        defaults = optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults  # it refuses wrong settings here
+        self.peak_lr, self.weight_decay = float(defaults["lr"]), defaults.get("weight_decay", 0.0)
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
@@ -76,9 +80,7 @@ class Stage(L.LightningModule):
         """Bring the weights back to where they may be, after each step; most may be anywhere."""
 
     def configure_optimizers(self) -> Optimizer:
-        defaults = self.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
-        self.peak_lr = float(defaults["lr"])
-        return self.make_optimizer(parameter_groups(self.network, defaults.get("weight_decay", 0.0)))
+        return self.make_optimizer(parameter_groups(self.network, self.weight_decay))
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the global norm, and keep that norm. Here because Lightning refuses clipping with a fused optimizer."""
@@ -125,9 +127,10 @@ class Stage(L.LightningModule):
         checkpoint["ema"] = self.ema.state_dict()
         checkpoint["samples_seen"] = self.global_step * self.global_batch_size
         checkpoint["data"] = self.trainer.datamodule.fingerprint
+        checkpoint["seed"] = self.trainer.datamodule.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ConfigError where positions would mean other samples than before."""
+        """Raises ConfigError where positions would mean other samples or draws than before, or for another network."""
         step, samples_seen = checkpoint["global_step"], checkpoint["samples_seen"]
         if samples_seen != step * self.global_batch_size:
             raise ConfigError(
@@ -138,7 +141,23 @@ class Stage(L.LightningModule):
             raise ConfigError(
                 "the run was trained on other data than dataset.path holds. Put them back, or start a new run."
             )
+        if (seed := checkpoint.get("seed")) != self.trainer.datamodule.seed:
+            raise ConfigError(
+                f"the run was started with seed={seed}, not {self.trainer.datamodule.seed}. Set it to that, or start a "
+                "new run."
+            )
+        self._check_network(checkpoint["state_dict"])
         self.ema.load_state_dict(checkpoint["ema"])
         configured = self.configure_optimizers().param_groups
         for saved, group in zip(checkpoint["optimizer_states"][0]["param_groups"], configured, strict=True):
             saved |= {name: value for name, value in group.items() if name != "params"}  # decay, betas: the configured
+
+    def _check_network(self, saved: Mapping[str, Tensor]) -> None:
+        """Raise ConfigError, naming tensors, unless the network that was saved is of the shape of this one."""
+        shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (saved, self.state_dict())]
+        differing = sorted({name.removeprefix("network.") for name, _ in shapes[0].items() ^ shapes[1].items()})
+        if differing:
+            raise ConfigError(
+                f"the run trained another network than the one configured: {len(differing)} tensors differ, such as "
+                f"{', '.join(differing[:3])}. Configure it as it was, or start a new run."
+            )

@@ -14,9 +14,10 @@ from PIL import Image
 Mode = Literal["auto", "online", "offline"]
 
 
-def wandb_logger(run_dir: str, name: str, project: str = "sdscratch", mode: Mode = "auto") -> WandbLogger:
+def wandb_logger(run_dir: str, name: str | float, project: str = "sdscratch", mode: Mode = "auto") -> WandbLogger:
     """One W&B run per run folder, whatever the number of resumes; its id is kept in `wandb/id`.
 
+    name: the run's, which may be a number.
     mode: "auto" goes offline where no key is to be found, so that nobody is asked for one; WANDB_MODE overrules it.
     """
     import wandb
@@ -31,7 +32,9 @@ def wandb_logger(run_dir: str, name: str, project: str = "sdscratch", mode: Mode
     os.environ.setdefault("WANDB_SILENT", "true")
     chosen = os.environ.get("WANDB_MODE") or mode
     offline = chosen == "offline" or (chosen == "auto" and not _has_key())
-    return WandbLogger(name=name, project=project, id=id_file.read_text().strip(), save_dir=run_dir, offline=offline)
+    return WandbLogger(
+        name=str(name), project=project, id=id_file.read_text().strip(), save_dir=run_dir, offline=offline
+    )
 
 
 def log_image(trainer: L.Trainer, key: str, picture: Image.Image, step: int) -> None:

@@ -9,22 +9,20 @@ import lightning as L
 import torch
 
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback, is_due
+from sdscratch.training.step_callback import StepCallback
 
 
 def held_out(trainer: L.Trainer, module: Stage) -> Iterator[Any]:
-    """The fixed validation batches of this rank, on the module's device."""
+    """The fixed validation batches of this rank, where the averaged network is: after fitting, the module is not."""
+    device = next(module.ema.network.parameters()).device
     for batch in trainer.datamodule.val_dataloader():
-        yield module.transfer_batch_to_device(batch, module.device, 0)
+        yield module.transfer_batch_to_device(batch, device, 0)
 
 
 class Validation(StepCallback):
     """Every `every` steps and at the end: the stage's measures of the EMA network into the metrics row."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if is_due(trainer, step, self.every):
+        if self.is_due(trainer, step):
             with module.aside(), torch.no_grad():
                 module.step_metrics |= module.evaluate(module.ema.network, held_out(trainer, module))

@@ -62,12 +62,23 @@ def test_shapes_are_drawn_once_and_are_the_same_bytes_wherever(tmp_path, capsys)
     [
         ("count=0", "count is 0"),
         ("val_count=-1", "val_count is -1"),
-        ("resolution=0", "resolution is 0: expected at least 8"),
+        ("resolution=0", "resolution is 0: expected a whole number of at least 8"),
     ],
 )
 def test_shapes_that_cannot_be_drawn_are_refused(tmp_path, capsys, override, said):
     assert said in refusal(capsys, "data", "shapes", f"out={tmp_path / 'out'}", override)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_out_is_not_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "out is empty" in refusal(capsys, "data", "shapes", "out=", "count=3", "val_count=1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_shapes_loads_no_torch():
+    code = "import sys, sdscratch.commands.data_shapes; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_shapes_never_take_the_place_of_others(tmp_path, capsys):
@@ -139,7 +150,7 @@ def test_bad_pictures_are_named_and_may_be_left_out(vae_run, scenes, tmp_path, c
         ("on_bad=skip", "on_bad='skip' is unknown"),
         ("batch_size=0", "batch_size is 0"),
         ("path=nowhere", "no shards in nowhere"),
-        ("model=nowhere", "nowhere holds no VAE"),
+        ("model=nowhere", "there is no VAE nowhere"),
         ("flip=true", "did you mean 'flips'"),
     ],
 )
@@ -150,5 +161,5 @@ def test_what_cannot_be_encoded_is_refused(vae_run, scenes, tmp_path, capsys, ov
 
 def test_a_place_that_cannot_be_written_gives_exit_code_4(vae_run, scenes, tmp_path, capsys):
     (tmp_path / "file").touch()
-    refusal(capsys, *encode(scenes, tmp_path / "file" / "out", vae_run), exit_code=4)
-    refusal(capsys, "data", "shapes", f"out={tmp_path / 'file'}", exit_code=4)
+    assert "file" in refusal(capsys, *encode(scenes, tmp_path / "file" / "out", vae_run), exit_code=4)
+    assert "file" in refusal(capsys, "data", "shapes", f"out={tmp_path / 'file'}", exit_code=4)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from sdscratch.cli import main
 from sdscratch.commands import sample
-from sdscratch.config import compose
 from sdscratch.pipeline import TextToImage
 from sdscratch.run_folder import RunFolder
 
@@ -70,12 +69,6 @@ def test_what_a_picture_says_of_itself_draws_it_again(draw, overrides):
     settings = {name: KINDS.get(name, str)(value) for name, value in text.items() if name != "prompt"}
     (again,) = pipe([text["prompt"]], **settings)
     assert same(again, Image.open(path))
-
-
-def test_a_list_of_prompts_is_drawn_in_turn(tiny_run, tmp_path, capsys):
-    overrides = [f"model={tiny_run.path}", f"out={tmp_path}", "prompt=[a ring,a cross]", "num_inference_steps=2"]
-    sample.run(compose("sample", overrides))
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a_cross_1.png", "a_ring_0.png"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ FILES = {
         noise_schedule: {_target_: sdscratch.diffusion.NoiseSchedule, kind: cosine, num_train_timesteps: 1000}
         timestep_distribution: {_target_: sdscratch.diffusion.Uniform}
         """,
+    "objective/plain.yaml": "{_target_: sdscratch.diffusion.FlowMatching}",
     "optimizer/adamw.yaml": "{_target_: torch.optim.AdamW, _partial_: true, lr: 1.0e-4, betas: [0.9, 0.99]}",
     "optimizer/sgd.yaml": "{_target_: torch.optim.SGD, _partial_: true, lr: 0.1}",
     "callbacks/default.yaml": """

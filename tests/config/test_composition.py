@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_the_groups_of_a_verb_list_their_options(conf):
 )
 def test_a_wrong_override_is_refused_with_advice(conf, override, said):
     assert said in complaint(override)
+
+
+def test_the_override_that_is_wrong_is_the_one_that_is_named(conf):
+    assert complaint("experiment=seven", "callbacks=null").startswith("callbacks: a config group takes")
+
+
+def test_a_key_that_only_other_options_have_is_not_suggested_as_its_own_correction(conf):
+    said = complaint("objective.noise_schedule.kind=linear", "objective=plain")
+    assert "did you mean" not in said and "with the options chosen there is no 'objective.noise_schedule.kind'" in said
+    shutil.rmtree(conf / "phase")
+    assert "there are no options for 'phase' yet" in complaint("phase=late")
 
 
 def test_an_unknown_verb_config_is_refused(conf):

@@ -26,7 +26,8 @@ def collate(latent_shape=None, **options) -> LatentCollate:
 
 
 def module(path, **options) -> DataModule:
-    defaults = {"resolution": 16, "global_batch_size": GLOBAL_BATCH, "seed": 5, "random_crop": True, "flip": True}
+    defaults = {"resolution": 16, "global_batch_size": GLOBAL_BATCH, "seed": 5, "flip": True}
+    defaults["random_crop"] = path.name != "latents"
     made = DataModule(str(path), **(defaults | options))
     made.collate = collate((4, 2, 2))
     return made
@@ -197,6 +198,29 @@ def test_latents_of_another_resolution_are_refused(latent_shards):
     made.require_vae("abc")
     with pytest.raises(DataError, match="another VAE"):
         made.require_vae("def")
+
+
+def test_what_is_drawn_from_images_only_is_refused_of_latents_rather_than_passed_over(tmp_path):
+    write_shards(tmp_path / "latents", latent_samples(4), {"flips": False})
+    with pytest.raises(ConfigError, match="random_crop=true, but .* holds latents"):
+        module(tmp_path / "latents", flip=False, random_crop=True).setup()
+    with pytest.raises(ConfigError, match="flip=true, but .* holds latents without mirror images"):
+        module(tmp_path / "latents").setup()
+    module(tmp_path / "latents", flip=False).setup()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("num_workers", -1), ("val_samples", 0), ("window", 0), ("resolution", 0), ("global_batch_size", -4)],
+)
+def test_numbers_that_mean_nothing_are_refused(image_shards, setting, value):
+    with pytest.raises(ConfigError, match=f"dataset.{setting} is {value}: expected a whole number"):
+        module(image_shards, **{setting: value})
+
+
+def test_a_share_of_dropped_captions_beyond_all_is_refused():
+    with pytest.raises(ConfigError, match="caption_dropout is 2"):
+        LatentCollate(seed=0, timesteps=to_timesteps, caption_dropout=2)
 
 
 class Recorder(L.LightningModule):

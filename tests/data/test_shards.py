@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import tarfile
 
 import pytest
@@ -86,6 +87,14 @@ def test_an_interrupted_job_leaves_no_manifest_and_is_finished_by_the_next(tmp_p
         write_shards(folder, image_samples(3), {"what": "other"})
     write_shards(folder, image_samples(23), MADE_BY, shard_size=7)
     assert contents(folder) == contents(image_shards)
+
+
+def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_one(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    tmp_path.joinpath(f".00003.tar.{ended.pid}.tmp").write_bytes(b"half")
+    write_shards(tmp_path, image_samples(3), MADE_BY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", MANIFEST]
 
 
 def test_a_damaged_folder_is_written_anew(image_shards):

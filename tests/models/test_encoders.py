@@ -139,7 +139,7 @@ def test_a_saved_vae_comes_back_with_its_weights_and_scaling_factor(vae, tmp_pat
 
 @pytest.mark.parametrize("load", [load_vae, lambda path: load_text_encoder([], path)], ids=["VAE", "text encoder"])
 def test_weights_that_are_not_there_are_named_with_a_remedy(load):
-    with pytest.raises(DataError, match="nobody/nothing holds no .* that can be read .*hf download nobody/nothing"):
+    with pytest.raises(DataError, match="there is no .* nobody/nothing: .*hf download nobody/nothing"):
         load("nobody/nothing")
 
 

@@ -61,6 +61,8 @@ def test_training_again_gives_the_same_tokenizer_though_many_pairs_are_equally_f
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused():
+    with pytest.raises(ValueError, match="max_length is 2, but start, a word and end need 3"):
+        train_tokenizer(["a"], 600, max_length=2)
     with pytest.raises(ValueError, match="vocab_size is 513, but the bytes alone need 514"):
         train_tokenizer(CAPTIONS, vocab_size=513)
     assert len(train_tokenizer(CAPTIONS, vocab_size=514)) == 514

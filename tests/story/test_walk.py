@@ -160,14 +160,18 @@ def with_a_bad_sample(walk: Walk, folder: Path, **changes: bytes) -> tuple[str, 
     return walk.data(folder)
 
 
-def test_a_picture_that_cannot_be_decoded(walk, refused, tmp_path):
+def test_a_picture_that_cannot_be_decoded(walk, refused, tmp_path, capsys):
     data = with_a_bad_sample(walk, tmp_path, png=b"no picture")
     said = refused("x2", "stage=autoencoder", "vae=kl_tiny", *data)
     assert (
         "00000.tar: bad is a bad sample: the image is none of JPEG, PNG, WEBP" in said and "on_bad=quarantine" in said
     )
     assert walk.train("x2_quarantine", "stage=autoencoder", "vae=kl_tiny", *data, "dataset.on_bad=quarantine") == 0
-    assert RunFolder(walk.runs / "x2_quarantine").state()["status"] == "done"
+    run = RunFolder(walk.runs / "x2_quarantine")
+    assert run.state()["status"] == "done"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "bad" in line]
+    assert warnings == ["warning: bad is a bad sample; another one took its place"]
+    assert run.read_metrics()[-1]["quarantined"] in (1, 2)  # 16 positions among 12 samples
 
 
 def test_an_empty_caption(walk, refused, tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
-from sdscratch.training import Checkpoints
+from sdscratch.training import Checkpoints, Metrics, Plots, Previews, ProgressBar, Validation
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,12 @@ def test_state_says_how_far_the_run_is(tiny_run):
         30,
         120,
     )
+
+
+@pytest.mark.parametrize("kind", [Checkpoints, Metrics, Plots, Previews, ProgressBar, Validation])
+def test_a_callback_that_would_never_act_is_refused(kind):
+    with pytest.raises(ConfigError, match=f"`every` of the callback {kind.__name__} is 0"):
+        kind(every=0)
 
 
 def test_keeping_no_checkpoint_at_all_is_refused():

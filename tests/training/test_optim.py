@@ -14,6 +14,7 @@ from tiny import SMALLER
 from torch import nn
 
 from sdscratch.commands.train import train
+from sdscratch.errors import ConfigError
 from sdscratch.models import UNet
 from sdscratch.training.optim import WarmupConstant, WarmupCosine, parameter_groups
 
@@ -40,6 +41,24 @@ def test_warm_up_peak_and_end_are_exact():
 def test_every_length_of_run_and_warm_up_gives_a_rate_between_0_and_the_peak(total, warmup):
     for schedule in (WarmupCosine(total, warmup), WarmupConstant(warmup)):
         assert all(0 < schedule(step) <= 1 for step in range(2 * total))
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_steps": -1}, {"final": -0.1}, {"final": 2.0}])
+def test_a_schedule_below_0_or_above_the_peak_is_refused(wrong):
+    with pytest.raises(ConfigError, match=f"lr_schedule.{next(iter(wrong))} is"):
+        WarmupCosine(total_steps=10, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"optimizer": partial(torch.optim.AdamW, lr=-1.0)}, "Invalid learning rate"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+    ],
+)
+def test_settings_that_would_climb_instead_of_descend_are_refused_when_the_stage_is_made(wrong, said):
+    with pytest.raises((ConfigError, ValueError), match=said):
+        autoencoder(**wrong)
 
 
 def test_a_constant_schedule_climbs_and_stays():

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import BARE
 
 from sdscratch.commands.train import train
-from sdscratch.config import compose
+from sdscratch.config import check_config, compose
 from sdscratch.data.grid import captioned_grid
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.plots import draw_curves
@@ -64,6 +64,11 @@ def test_a_run_and_its_resumes_are_one_run_of_wandb_in_the_run_folder(tiny_confi
     assert b"samples_per_second" in log
     assert list((run.path / "wandb").rglob("media/images/samples/*.png"))
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_run_may_be_called_by_a_number(tmp_path):
+    check_config(compose("train", ["experiment=tiny", "logger=default", "name=5"]))
+    assert wandb_logger(str(tmp_path), 5, mode="offline")._name == "5"
 
 
 @pytest.mark.parametrize(
