@@ -94,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What the user can mend is one message on stderr (HYDRA_FULL_ERROR=1 adds the traceback). Our own bugs are raised.
     """
+    # Threads that wait at a barrier sleep rather than spin: spinning ones keep the others from reaching it, so that on a
+    # machine that does anything else a step takes ten times as long. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except SdscratchError as error:

@@ -1,7 +1,7 @@
 """Text to pictures: the public Python API.
 
 pipe = TextToImage.from_pretrained("runs/quickstart")
-pipe(["a red circle in the top left corner on a white background"], seed=7)[0].save("circle.png")
+pipe(["a red circle on the left on a white background"], seed=7)[0].save("circle.png")
 """
 
 from __future__ import annotations

@@ -123,9 +123,6 @@ def _run_folder(cfg: DictConfig) -> RunFolder:
 
 
 def _starting_point(folder: RunFolder, cfg: DictConfig) -> Checkpoint | None:
-    for name in ("max_steps", "global_batch_size"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise ConfigError(f"{name} is {cfg[name]!r}; expected a whole number of 1 or more")
     if cfg.resume_from not in (None, "auto"):
         raise ConfigError(f"resume_from={cfg.resume_from} is unknown; expected auto, or `sdscratch resume RUN`")
     if cfg.resume_from == "auto":

@@ -36,15 +36,11 @@ COLOURS = {
 BACKGROUNDS = {"white": (250, 250, 250), "black": (8, 8, 8), "grey": (128, 128, 128), "tan": (215, 185, 145)}
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 PLACES = {  # word: (x, y, phrase)
-    "top left": (0.26, 0.26, "in the top left corner"),
-    "top": (0.5, 0.26, "at the top"),
-    "top right": (0.74, 0.26, "in the top right corner"),
-    "left": (0.26, 0.5, "on the left"),
+    "top": (0.5, 0.3, "at the top"),
+    "left": (0.3, 0.5, "on the left"),
     "centre": (0.5, 0.5, "in the centre"),
-    "right": (0.74, 0.5, "on the right"),
-    "bottom left": (0.26, 0.74, "in the bottom left corner"),
-    "bottom": (0.5, 0.74, "at the bottom"),
-    "bottom right": (0.74, 0.74, "in the bottom right corner"),
+    "right": (0.7, 0.5, "on the right"),
+    "bottom": (0.5, 0.7, "at the bottom"),
 }
 POSITIONS = tuple(PLACES)
 HELD_OUT = frozenset(  # every colour once, every shape once or twice
@@ -61,8 +57,9 @@ HELD_OUT = frozenset(  # every colour once, every shape once or twice
 )
 SEEN = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT)
 
-SHIFT = 0.04  # largest shift of the centre from its place: 1.3 px of 32
-DIAMETERS = (0.35, 0.42)  # 11.2 to 13.4 px of 32, so that nothing leaves the picture
+SHIFT = 0.03  # largest shift of the centre from its place: 1 px of 32
+DIAMETERS = (0.44, 0.5)  # 14.1 to 16 px of 32, so that nothing leaves the picture
+EDITION = 2  # of what scene_at draws: folders of another one are neither reused nor mixed with these
 TINT = 10.0  # largest change of the object's red, green and blue, of 255
 
 
@@ -75,7 +72,7 @@ class Scene:
     position: str
     background: str
     shift: tuple[float, float] = (0.0, 0.0)  # of the centre, right and down
-    diameter: float = 0.385
+    diameter: float = 0.47
     tint: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to red, green, blue of 255
 
 
@@ -181,7 +178,14 @@ def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int
         write_shards(
             Path(folder) / split,
             samples(split, number, resolution, seed),
-            made_by={"by": "shapes", "split": split, "count": number, "resolution": resolution, "seed": seed},
+            made_by={
+                "by": "shapes",
+                "scenes": EDITION,
+                "split": split,
+                "count": number,
+                "resolution": resolution,
+                "seed": seed,
+            },
         )
         for split, number in sizes
     ]

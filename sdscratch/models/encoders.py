@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from sdscratch.models.initialisation import preserve_variance
+from sdscratch.models.initialisation import new_embeddings, preserve_variance
 from sdscratch.models.pretrained import load_pretrained
 from sdscratch.models.tokenizer import load_tokenizer, train_tokenizer
 
@@ -164,7 +164,7 @@ def new_clip(
     max_length: int = 77,
     tokenizer: CLIPTokenizer | None = None,
 ) -> TextEncoder:
-    """A CLIP with random weights; its tokenizer is learnt from the captions, unless one is given.
+    """A CLIP with random weights (initialisation.py); its tokenizer is learnt from the captions, unless one is given.
 
     hidden_size is the width of the text states and so the UNet's cross_attention_dim. The image tower (only trained by
     the CLIP stage) takes the text tower's sizes where its own are not given.
@@ -199,6 +199,5 @@ def new_clip(
         projection_dim=projection_dim or hidden_size,
     )
     clip = CLIPModel(config)
-    places = clip.vision_model.embeddings.position_embedding.weight
-    torch.nn.init.normal_(places, std=0.3)  # at CLIP's 0.02 a small image tower is slow to see where things are
+    new_embeddings(clip)
     return TextEncoder(clip.text_model, tokenizer, clip)

@@ -15,7 +15,7 @@ PERFECT = dict.fromkeys((*ATTRIBUTES, "all"), 1.0)
 
 
 def every_combination(seed: int) -> list[Scene]:
-    """Each of the 1,440 scenes once, with its own shift, diameter and tint."""
+    """Each of the 800 scenes once, with its own shift, diameter and tint."""
     return [
         replace(scene_at(seed, "train", i), colour=colour, shape=shape, position=position, background=background)
         for i, (colour, shape, position, background) in enumerate(product(COLOURS, SHAPES, POSITIONS, BACKGROUNDS))

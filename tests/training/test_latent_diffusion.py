@@ -119,5 +119,5 @@ def test_the_other_objectives_train_too(tiny_config, objective):
 def test_captions_of_the_embedded_set_come_through_the_tokenizer_apart(tiny_run):
     """Shapes that the tokenizer could not tell apart could not be asked for."""
     text = TextToImage.from_pretrained(tiny_run.path).encoders.text
-    tokens = text.tokens([f"a red {shape} in the bottom right corner on a white background" for shape in SHAPES])
+    tokens = text.tokens([f"a red {shape} at the bottom on a white background" for shape in SHAPES])
     assert len({tuple(row) for row in tokens.tolist()}) == len(SHAPES)
