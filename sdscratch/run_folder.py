@@ -1,6 +1,6 @@
 """The folder of one run: its names, lock, state, metrics and checkpoints, as anyone may read them and training writes them.
 
-    config.yaml recipe.yaml overrides.txt environment.json state.json metrics.csv
+    config.yaml recipe.yaml overrides.txt environment.json state.json metrics.csv bad_steps.jsonl
     checkpoints/step_00001000.ckpt (+ .json side-car)   model/   samples/step_*/   plots/   wandb/
 
 Files appear whole or not at all: written beside their place, synced, renamed. A checkpoint is valid when its side-car,
@@ -52,11 +52,14 @@ class Checkpoint:
         except OSError:
             return False
 
-    def load(self) -> dict[str, Any]:
-        """The checkpoint's tensors and plain values, on the CPU. Nothing in it can run code."""
+    def load(self, mapped: bool = False) -> dict[str, Any]:
+        """The checkpoint's tensors and plain values, on the CPU. Nothing in it can run code.
+
+        mapped: read tensors only when they are looked at, for those who want the plain values.
+        """
         import torch
 
-        return torch.load(self.path, map_location="cpu", weights_only=True)
+        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 class RunFolder:
@@ -98,6 +101,11 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()).encode())
         self._lock.flush()
+
+    @property
+    def is_locked(self) -> bool:
+        """By this process."""
+        return self._lock is not None
 
     def unlock(self) -> None:
         """Let others in."""
@@ -180,6 +188,13 @@ class RunFolder:
             if CHECKPOINT_FILE.fullmatch(path.name) and path.name not in names:
                 path.unlink(missing_ok=True)
 
+    def forget_checkpoints_after(self, step: int) -> None:
+        """Remove those of a way that the run has turned back from, newest first."""
+        for checkpoint in reversed(self.checkpoints()):
+            if checkpoint.step > step:
+                checkpoint.sidecar.unlink(missing_ok=True)
+                checkpoint.path.unlink(missing_ok=True)
+
     # Metrics
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -200,6 +215,14 @@ class RunFolder:
         """Forget rows after `step`, and a last line that a crash has torn: the run goes on from there."""
         if header := self._metrics_header():
             self._write_metrics(header, [row for row in self._rows() if int(row["step"]) <= step])
+
+    def append_bad_step(self, about: Mapping[str, Any]) -> None:
+        """Add a line to bad_steps.jsonl, unless it is there: a resumed run meets the same bad step again."""
+        file = self.path / "bad_steps.jsonl"
+        line = json.dumps(about)
+        if not file.exists() or line not in file.read_text().splitlines():
+            with file.open("a") as out:
+                out.write(line + "\n")
 
     def _metrics_header(self) -> list[str]:
         if not self.metrics_file.exists():

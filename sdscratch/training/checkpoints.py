@@ -15,7 +15,10 @@ from sdscratch.training.step_callback import StepCallback
 
 
 class Checkpoints(StepCallback):
-    """Every `every` steps and at the end; keeps the newest `keep_last` and every step that is a multiple of `keep_every`."""
+    """Every `every` steps, at the end, and when the run is stopped.
+
+    Keeps the newest `keep_last` and every step that is a multiple of `keep_every`.
+    """
 
     def __init__(self, every: int, keep_last: int = 2, keep_every: int | None = None) -> None:
         super().__init__(every)
@@ -25,7 +28,7 @@ class Checkpoints(StepCallback):
         self.keep_last, self.keep_every = keep_last, keep_every
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if self.is_due(trainer, step):
+        if self.is_due(trainer, step) or module.report.stop:
             run = RunFolder(trainer.default_root_dir)
             samples_seen = step * module.global_batch_size
             with module.aside():

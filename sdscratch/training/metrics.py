@@ -18,8 +18,9 @@ from sdscratch.training.step_callback import StepCallback
 class Metrics(StepCallback):
     """Writes metrics.csv and hands the same row to the loggers.
 
-    Losses are means over all samples of the interval and all ranks, summed on the device so that no step waits for the
-    host. The sums are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have.
+    Losses are means over all samples of the interval and all ranks, steps that were not finite left out, summed on the
+    device so that no step waits for the host. The sums are part of the checkpoint: a resumed run writes the row that the
+    uninterrupted one would have.
     Bad samples that others stood in for are named on the console, each once, and counted in `quarantined`, over the run.
     """
 
@@ -27,6 +28,7 @@ class Metrics(StepCallback):
         super().__init__(every)
         self.sums: dict[str, Tensor] = {}
         self.micro_batches = 0
+        self._of_step: list[dict[str, Tensor]] = []
         self.quarantined, self.named = 0, set[str]()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -40,9 +42,7 @@ class Metrics(StepCallback):
         self._clock.batch_arrived()
 
     def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
-        for name, value in outputs["logged"].items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-        self.micro_batches += 1
+        self._of_step.append(outputs["logged"])
         self.quarantined += len(batch["quarantined"])
         for key in sorted(set(batch["quarantined"]) - self.named):
             print(f"warning: {key} is a bad sample; another one took its place", file=sys.stderr)
@@ -50,13 +50,19 @@ class Metrics(StepCallback):
         self._clock.batch_done()
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        if module.report.is_finite:
+            for logged in self._of_step:
+                for name, value in logged.items():
+                    self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.micro_batches += len(self._of_step)
+        self._of_step = []
         due = self.is_due(trainer, step)
         if not due and not module.step_metrics:
             return
         row: dict[str, float] = {"step": step, "samples_seen": step * module.global_batch_size}
         if due:
             means = [total.float() / self.micro_batches for total in self.sums.values()]
-            counted = torch.stack([*means, means[0].new_tensor(self.quarantined)])
+            counted = torch.stack([*means, torch.tensor(float(self.quarantined), device=module.device)])
             reduced = trainer.strategy.reduce(counted, reduce_op="mean")
             assert isinstance(reduced, Tensor)
             *losses, quarantined = reduced.tolist()
@@ -71,7 +77,7 @@ class Metrics(StepCallback):
             }
             row |= self._clock.rates(step)
             self.sums, self.micro_batches = {}, 0
-        row |= module.step_metrics
+        row |= module.counts | module.step_metrics
         module.step_metrics = {}
         if trainer.is_global_zero:
             RunFolder(trainer.default_root_dir).append_metrics(row)

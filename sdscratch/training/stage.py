@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -15,11 +18,38 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdscratch.errors import ConfigError
+from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
+from sdscratch.training.injection import disturb
 from sdscratch.training.optim import parameter_groups
+
+if TYPE_CHECKING:
+    from sdscratch.training.guards import Guard
+    from sdscratch.training.preemption import StopSignals
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 LrSchedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What all ranks know of the latest optimizer step, before it is taken.
+
+    loss: mean over ranks and micro-batches, where those of `bad_ranks`, which are not finite, count 0.
+    stop: number of the signal that asks the run to stop, or 0.
+    overflow: the gradient is not finite, but may be so at a smaller scale, which 16-mixed precision looks for.
+    """
+
+    loss: float = 0.0
+    bad_ranks: tuple[int, ...] = ()
+    grad_norm: float = 0.0
+    stop: int = 0
+    overflow: bool = False
+
+    @property
+    def is_finite(self) -> bool:
+        """Of the loss on every rank, and of the gradient."""
+        return not self.bad_ranks and math.isfinite(self.grad_norm)
 
 
 class Stage(L.LightningModule):
@@ -27,7 +57,10 @@ class Stage(L.LightningModule):
 
     A stage says what the loss of a batch is (`losses`), how good a network is on the held-out set (`evaluate`), what it
     can show (`preview`) and what it leaves behind (`save`). Numbers for the metrics row of the current step are put into
-    `step_metrics`; whoever writes the row empties it.
+    `step_metrics`; whoever writes the row empties it. `counts` are numbers for every later row, over the whole run.
+
+    At each optimizer step all ranks agree on a `report`; `guard` decides by it whether the step is taken, and the first of
+    the `stop_signals` of any rank ends training after it.
     """
 
     def __init__(
@@ -50,7 +83,12 @@ class Stage(L.LightningModule):
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
         self.grad_norm: Tensor | None = None
+        self.guard: Guard | None = None
+        self.stop_signals: StopSignals | None = None
+        self.report = StepReport()
+        self._loss_sum: Tensor | None = None
 
     # What a stage says of itself
 
@@ -74,6 +112,11 @@ class Stage(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         losses = self.losses(batch)
+        if self.trainer.datamodule is not None:
+            position = self.trainer.datamodule.positions(self.global_step).start
+            losses["loss"] = disturb(losses["loss"], position // self.global_batch_size, self.global_rank)
+        loss = losses["loss"].detach()
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
         return {"loss": losses["loss"], "logged": {name: value.detach() for name, value in losses.items()}}
 
     def constrain(self) -> None:
@@ -82,24 +125,59 @@ class Stage(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(parameter_groups(self.network, self.weight_decay))
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """Clip by the global norm, and keep that norm. Here because Lightning refuses clipping with a fused optimizer."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)  # a fused optimizer would do so itself, but after the clipping
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
-
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step number `step` (from 0): the configured peak times the schedule."""
         return self.peak_lr * self.lr_schedule(step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Set the rate that this step should have, whatever a checkpoint brought along; then step, then average."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.global_step)
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.constrain()
-        self.ema.update(self.network)
+        """Forward, backward, clip; agree; then step at the rate that this step should have, and average.
+
+        The step counts as done when it is not taken, too: positions are a function of the number of steps.
+        """
+        optimizer_closure()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer.optimizer)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        self.report = self._agree(self.grad_norm, scale=scaler.get_scale() if scaler is not None else 1.0)
+        if self.report.stop:
+            self.trainer.should_stop = True
+        if self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.global_step)
+            if scaler is None:
+                super().optimizer_step(epoch, batch_idx, optimizer, lambda: None)
+            else:
+                scaler.step(optimizer.optimizer)
+            self.constrain()
+            self.ema.update(self.network)
+        if scaler is not None:
+            scaler.update()
+
+    def _agree(self, grad_norm: Tensor, scale: float) -> StepReport:
+        """One all-reduce and one wait for the device, for all that ranks must agree on before an optimizer step.
+
+        Gradients are the same on all ranks by now, so their norm needs no words.
+        """
+        assert self._loss_sum is not None
+        loss = self._loss_sum / self.trainer.accumulate_grad_batches
+        self._loss_sum = None
+        finite = loss.isfinite()
+        bad = torch.zeros(self.trainer.world_size, device=loss.device)
+        bad[self.global_rank] = ~finite
+        number = self.stop_signals.number if self.stop_signals else 0
+        stop = [float(number == signal.SIGTERM), float(number == signal.SIGINT)]
+        said = [torch.where(finite, loss, 0.0).float()[None], torch.tensor(stop, device=loss.device), bad]
+        total, terminated, interrupted, *bad_ranks, norm = torch.cat(
+            [ranks.add_up(torch.cat(said)), grad_norm.float()[None]]
+        ).tolist()
+        return StepReport(
+            loss=total / self.trainer.world_size,
+            bad_ranks=tuple(rank for rank, is_bad in enumerate(bad_ranks) if is_bad),
+            grad_norm=norm,
+            overflow=scale > 1 and not any(bad_ranks) and not math.isfinite(norm),
+            stop=signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0,
+        )
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -112,11 +190,7 @@ class Stage(L.LightningModule):
 
     def add_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of every rank's `values`, float64, on the CPU."""
-        if self.trainer.world_size == 1:
-            return values
-        summed = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        return summed.cpu()
+        return ranks.add_up(values.to(self.device)).cpu() if ranks.together() else values
 
     # What travels with the run
 
@@ -128,6 +202,7 @@ class Stage(L.LightningModule):
         checkpoint["samples_seen"] = self.global_step * self.global_batch_size
         checkpoint["data"] = self.trainer.datamodule.fingerprint
         checkpoint["seed"] = self.trainer.datamodule.seed
+        checkpoint["skipped"] = self.trainer.datamodule.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ConfigError where positions would mean other samples or draws than before, or for another network."""
