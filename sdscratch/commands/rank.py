@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -55,6 +56,7 @@ def _end_with_parent(parent: int) -> None:
 
 if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    os._exit(code)  # taking all modules apart first would take seconds, for which the others, or SLURM, may not wait

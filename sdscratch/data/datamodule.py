@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -64,8 +66,16 @@ class Loader(DataLoader):
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
 
 
-def outlast_signals(worker: int) -> None:
-    """In a loader's worker: stop when the parent does, which takes its last steps yet when the whole group is told to."""
+PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent(worker: int) -> None:
+    """In a loader's worker: be there for the last steps when the whole process group is told to stop, and no longer.
+
+    A worker holds the connections between ranks open. While it outlives a killed rank, the others wait for that one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # elsewhere torch finds out within seconds
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
@@ -244,7 +254,7 @@ class DataModule(L.LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlast_signals,
+            worker_init_fn=stop_with_parent,
             pin_memory=on_cuda,
             generator=torch.Generator(),  # else making an iterator would draw from torch's global one
         )
