@@ -115,7 +115,7 @@ class Guard(StepCallback):
             "step": step,
             "reason": finding.reason,
             "taken": finding.taken,
-            "loss": report.loss if report.is_finite else None,
+            "loss": None if report.bad_ranks else report.loss,
             "limit": finding.limit,
             "ranks": list(report.bad_ranks),
             "positions": [positions.start, positions.stop],
