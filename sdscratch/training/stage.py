@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
@@ -22,6 +22,7 @@ from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
 from sdscratch.training.injection import disturb
 from sdscratch.training.optim import parameter_groups
+from sdscratch.training.weights import misfits
 
 if TYPE_CHECKING:
     from sdscratch.training.guards import Guard
@@ -89,8 +90,17 @@ class Stage(L.LightningModule):
         self.stop_signals: StopSignals | None = None
         self.report = StepReport()
         self._loss_sum: Tensor | None = None
+        self.val_loss: float | None = None  # at this step, if it was measured
+        self.settings: dict[
+            str, Any
+        ] = {}  # what it is trained with, kept in its checkpoints: see sdscratch.config.changes
+        self.first_moments: dict[int, Any] | None = None  # of the optimizer, where they are another run's
+        self.samples_offset = 0  # where the batch size has been changed on the way
 
     # What a stage says of itself
+
+    component: ClassVar[str]
+    """Where its network is in a model folder."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Scalars of one batch; "loss" is minimised, all are logged as means over the interval."""
@@ -99,6 +109,10 @@ class Stage(L.LightningModule):
     def evaluate(self, network: Any, batches: Iterable[Any]) -> dict[str, float]:
         """Measures of `network` on the fixed held-out batches, unweighted, the same draws every time."""
         raise NotImplementedError
+
+    def validation_loss(self, measures: Mapping[str, float]) -> float:
+        """Of what `evaluate` gave, the number that the best checkpoint is chosen by: the lowest wins."""
+        return measures["val/loss"]
 
     def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
         """A picture of what `network` can do."""
@@ -123,7 +137,10 @@ class Stage(L.LightningModule):
         """Bring the weights back to where they may be, after each step; most may be anywhere."""
 
     def configure_optimizers(self) -> Optimizer:
-        return self.make_optimizer(parameter_groups(self.network, self.weight_decay))
+        optimizer = self.make_optimizer(parameter_groups(self.network, self.weight_decay))
+        if self.first_moments is not None:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.first_moments})
+        return optimizer
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step number `step` (from 0): the configured peak times the schedule."""
@@ -192,6 +209,10 @@ class Stage(L.LightningModule):
         """The sum of every rank's `values`, float64, on the CPU."""
         return ranks.add_up(values.to(self.device)).cpu() if ranks.together() else values
 
+    def samples_seen(self, step: int) -> int:
+        """Over the whole run, after `step` optimizer steps."""
+        return self.samples_offset + step * self.global_batch_size
+
     # What travels with the run
 
     def on_fit_start(self) -> None:
@@ -199,40 +220,17 @@ class Stage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()
-        checkpoint["samples_seen"] = self.global_step * self.global_batch_size
-        checkpoint["data"] = self.trainer.datamodule.fingerprint
-        checkpoint["seed"] = self.trainer.datamodule.seed
+        checkpoint["samples_seen"] = self.samples_seen(self.global_step)
+        checkpoint["settings"] = self.settings
         checkpoint["skipped"] = self.trainer.datamodule.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ConfigError where positions would mean other samples or draws than before, or for another network."""
-        step, samples_seen = checkpoint["global_step"], checkpoint["samples_seen"]
-        if samples_seen != step * self.global_batch_size:
-            raise ConfigError(
-                f"the run has seen {samples_seen} samples in {step} steps, which does not fit global_batch_size="
-                f"{self.global_batch_size}. Set it to {samples_seen // step}, or start a new run."
-            )
-        if checkpoint["data"] != self.trainer.datamodule.fingerprint:
-            raise ConfigError(
-                "the run was trained on other data than dataset.path holds. Put them back, or start a new run."
-            )
-        if (seed := checkpoint.get("seed")) != self.trainer.datamodule.seed:
-            raise ConfigError(
-                f"the run was started with seed={seed}, not {self.trainer.datamodule.seed}. Set it to that, or start a "
-                "new run."
-            )
-        self._check_network(checkpoint["state_dict"])
+        """Raises ConfigError, naming tensors, where the checkpoint is of another network than this one."""
+        weights = {name.removeprefix("network."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        if found := misfits(weights, self.network):
+            raise ConfigError("\n  ".join(["the run trained another network than the one configured:", *found]))
+        self.samples_offset = checkpoint["samples_seen"] - checkpoint["global_step"] * self.global_batch_size
         self.ema.load_state_dict(checkpoint["ema"])
         configured = self.configure_optimizers().param_groups
         for saved, group in zip(checkpoint["optimizer_states"][0]["param_groups"], configured, strict=True):
             saved |= {name: value for name, value in group.items() if name != "params"}  # decay, betas: the configured
-
-    def _check_network(self, saved: Mapping[str, Tensor]) -> None:
-        """Raise ConfigError, naming tensors, unless the network that was saved is of the shape of this one."""
-        shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (saved, self.state_dict())]
-        differing = sorted({name.removeprefix("network.") for name, _ in shapes[0].items() ^ shapes[1].items()})
-        if differing:
-            raise ConfigError(
-                f"the run trained another network than the one configured: {len(differing)} tensors differ, such as "
-                f"{', '.join(differing[:3])}. Configure it as it was, or start a new run."
-            )
