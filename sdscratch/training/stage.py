@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,16 +36,22 @@ LrSchedule = Callable[[int], float]
 class StepReport:
     """What all ranks know of the latest optimizer step, before it is taken.
 
-    loss: mean over ranks and micro-batches, where those of `bad_ranks`, which are not finite, count 0.
-    stop: number of the signal that asks the run to stop, or 0.
+    losses: means over ranks and micro-batches, by name; "loss" is the one that is minimised. bad_ranks: where that one is not
+    finite. quarantined: bad samples that others stood in for. stop: number of the signal that asks the run to stop, or 0.
     overflow: the gradient is not finite, but may be so at a smaller scale, which 16-mixed precision looks for.
     """
 
-    loss: float = 0.0
+    losses: Mapping[str, float] = field(default_factory=dict)
     bad_ranks: tuple[int, ...] = ()
     grad_norm: float = 0.0
+    quarantined: int = 0
     stop: int = 0
     overflow: bool = False
+
+    @property
+    def loss(self) -> float:
+        """The one that is minimised."""
+        return self.losses["loss"]
 
     @property
     def is_finite(self) -> bool:
@@ -89,7 +95,8 @@ class Stage(L.LightningModule):
         self.guard: Guard | None = None
         self.stop_signals: StopSignals | None = None
         self.report = StepReport()
-        self._loss_sum: Tensor | None = None
+        self._micro_batches: list[dict[str, Tensor]] = []  # losses of those of the present step
+        self._quarantined = 0
         self.val_loss: float | None = None  # at this step, if it was measured
         self.settings: dict[
             str, Any
@@ -129,9 +136,9 @@ class Stage(L.LightningModule):
         if self.trainer.datamodule is not None:
             position = self.trainer.datamodule.positions(self.global_step).start
             losses["loss"] = disturb(losses["loss"], position // self.global_batch_size, self.global_rank)
-        loss = losses["loss"].detach()
-        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
-        return {"loss": losses["loss"], "logged": {name: value.detach() for name, value in losses.items()}}
+        self._micro_batches.append({name: value.detach().float() for name, value in losses.items()})
+        self._quarantined += len(batch["quarantined"])
+        return {"loss": losses["loss"]}
 
     def constrain(self) -> None:
         """Bring the weights back to where they may be, after each step; most may be anywhere."""
@@ -176,24 +183,24 @@ class Stage(L.LightningModule):
 
         Gradients are the same on all ranks by now, so their norm needs no words.
         """
-        assert self._loss_sum is not None
-        loss = self._loss_sum / self.trainer.accumulate_grad_batches
-        self._loss_sum = None
-        finite = loss.isfinite()
-        bad = torch.zeros(self.trainer.world_size, device=loss.device)
-        bad[self.global_rank] = ~finite
+        names = list(self._micro_batches[0])
+        losses = [torch.stack([losses[name] for losses in self._micro_batches]).mean() for name in names]
+        own = losses[names.index("loss")]
+        bad = torch.zeros(self.trainer.world_size, device=own.device)
+        bad[self.global_rank] = ~own.isfinite()
         number = self.stop_signals.number if self.stop_signals else 0
-        stop = [float(number == signal.SIGTERM), float(number == signal.SIGINT)]
-        said = [torch.where(finite, loss, 0.0).float()[None], torch.tensor(stop, device=loss.device), bad]
-        total, terminated, interrupted, *bad_ranks, norm = torch.cat(
-            [ranks.add_up(torch.cat(said)), grad_norm.float()[None]]
-        ).tolist()
+        counts = [self._quarantined, number == signal.SIGTERM, number == signal.SIGINT]
+        said = torch.cat([torch.stack(losses), bad.new_tensor(counts), bad])
+        *totals, norm = torch.cat([ranks.add_up(said), grad_norm.float()[None]]).tolist()
+        quarantined, terminated, interrupted, *bad_ranks = totals[len(names) :]
+        self._micro_batches, self._quarantined = [], 0
         return StepReport(
-            loss=total / self.trainer.world_size,
+            losses={name: total / self.trainer.world_size for name, total in zip(names, totals, strict=False)},
             bad_ranks=tuple(rank for rank, is_bad in enumerate(bad_ranks) if is_bad),
             grad_norm=norm,
-            overflow=scale > 1 and not any(bad_ranks) and not math.isfinite(norm),
+            quarantined=int(quarantined),
             stop=signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0,
+            overflow=scale > 1 and not any(bad_ranks) and not math.isfinite(norm),
         )
 
     @contextmanager
