@@ -43,7 +43,7 @@ def test_whoever_dies_inside_a_save_goes_on_from_what_was_whole(server, finished
     assert_same_run(run, finished(*RUN).run)
 
 
-@pytest.mark.parametrize("point", ["tmp", "fsync", "rename"])
+@pytest.mark.parametrize("point", ["tmp", "rename"])
 def test_whoever_dies_inside_the_first_save_starts_again_and_says_so(server, train_words, finished, tmp_path, point):
     words = train_words(tmp_path, *RUN, "resume_from=auto")
     assert server.attempt(words, env={"SDS_CRASH_AT": f"save:{point}"}).rc == 9
