@@ -152,7 +152,7 @@ class RunFolder:
     # State: what the run is doing, for people, `status` commands and pages.
 
     def state(self) -> dict[str, Any]:
-        """The content of state.json, or {} where there is no run, or the file is damaged: nothing hangs on it alone."""
+        """The content of state.json, or {} where there is no run or the file is damaged: the run can do without."""
         return self._read_json("state.json")
 
     def set_state(self, **changes: Any) -> None:

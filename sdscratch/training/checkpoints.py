@@ -60,11 +60,18 @@ class Checkpoints(StepCallback):
                 )
             return
         self.failures = 0
+        self._prune(trainer, step)
         if trainer.is_global_zero:
-            with said_not_raised("old checkpoints are not removed"):
-                run.prune_checkpoints(step, self.retention)
             with said_not_raised("state.json is out of date"):
                 run.set_state(step=step, samples_seen=samples_seen)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._prune(trainer, trainer.global_step)  # for a run that was killed between its last save and this
+
+    def _prune(self, trainer: L.Trainer, step: int) -> None:
+        if trainer.is_global_zero:
+            with said_not_raised("old checkpoints are not removed"):
+                RunFolder(trainer.default_root_dir).prune_checkpoints(step, self.retention)
 
 
 def _failure(trainer: L.Trainer) -> str | None:
