@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
-from sdscratch.config import build, build_named, save_config
+from sdscratch.config import build, build_named, mask, save_config
 from sdscratch.data import DataModule, LatentCollate, check_resolution
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
@@ -202,7 +202,7 @@ def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:
     recipe = cfg.copy()
     recipe.paths = OmegaConf.to_container(cfg.paths, resolve=True)  # from the environment, which may differ next time
     save_config(recipe, folder.recipe_file, resolve=False)
-    words = " ".join(shlex.quote(word) for word in sys.argv[1:])
+    words = mask(" ".join(shlex.quote(word) for word in sys.argv[1:]))
     write_atomically(folder.path / "overrides.txt", lambda file: file.write(f"{words}\n".encode()))
     write_json(
         folder.path / "environment.json",

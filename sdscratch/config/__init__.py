@@ -9,7 +9,7 @@ from sdscratch.config.building import build, build_named
 from sdscratch.config.checking import check_config
 from sdscratch.config.composition import compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
-from sdscratch.config.saving import save_config, to_yaml
+from sdscratch.config.saving import mask, save_config, to_yaml
 from sdscratch.config.targets import find_target
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "config_groups",
     "find_target",
     "literal",
+    "mask",
     "save_config",
     "sweep",
     "to_yaml",

@@ -23,14 +23,25 @@ def to_yaml(cfg: DictConfig, resolve: bool = True) -> str:
     Masked are strings under keys such as `api_key`, `hf_token`, `password`, and wherever they appear the values of
     environment variables with such names. resolve: write what interpolations lead to instead of the interpolations.
     """
-    secrets = [value for name, value in os.environ.items() if value and SECRET.search(name)]
     container = OmegaConf.to_container(cfg, resolve=resolve)
-    return OmegaConf.to_yaml(OmegaConf.create(_masked(container, secrets, escape=resolve)))
+    return OmegaConf.to_yaml(OmegaConf.create(_masked(container, _secrets(), escape=resolve)))
 
 
 def save_config(cfg: DictConfig, path: str | Path, resolve: bool = True) -> None:
     """Write to_yaml(cfg, resolve) to a file."""
     write_atomically(Path(path), lambda file: file.write(to_yaml(cfg, resolve).encode()))
+
+
+def mask(text: str) -> str:
+    """Text without the values of environment variables that are secrets, such as the shell has put into an override."""
+    for secret in _secrets():
+        if len(secret) >= 8:  # a shorter one is too likely to be part of a word
+            text = text.replace(secret, MASK)
+    return text
+
+
+def _secrets() -> list[str]:
+    return [value for name, value in os.environ.items() if value and SECRET.search(name)]
 
 
 def _masked(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:
@@ -42,7 +53,4 @@ def _masked(value: Any, secrets: list[str], escape: bool, key: object = "") -> A
         return value
     if (SECRET.search(str(key)) and not TEXT_TOKEN.search(str(key))) or value in secrets:
         return MASK
-    for secret in secrets:
-        if len(secret) >= 8:  # a shorter one is too likely to be part of a word
-            value = value.replace(secret, MASK)
-    return escape_interpolations(value) if escape else value
+    return escape_interpolations(mask(value)) if escape else mask(value)

@@ -129,6 +129,7 @@ class WandbTracker(Logger):
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
+                x_disable_meta=True,  # the command line, which the shell may have put a secret into
                 console="off",  # it would stand between every print and the terminal
                 init_timeout=SECONDS_TO_START,
                 login_timeout=SECONDS_TO_START,
