@@ -59,6 +59,12 @@ VERBS = {
         "Continue a run from its newest valid checkpoint, with the configuration that it was started with.",
         ("sdscratch resume runs/try1",),
     ),
+    "doctor": Verb(
+        "doctor",
+        "doctor",
+        "Look whether this machine is ready to train: packages, devices, disk, loader, network; exit code 2 if it is not.",
+        ("sdscratch doctor", "sdscratch doctor experiment=tiny trainer=gpu"),
+    ),
     "data shapes": Verb(
         "data_shapes",
         "data/shapes",
@@ -151,6 +157,9 @@ def _overview(verbs: dict[str, Verb]) -> str:
 
 
 def _run(name: str, words: list[str]) -> None:
+    from sdscratch.doctor.versions import refuse_malicious
+
+    refuse_malicious()
     verb = VERBS[name]
     if verb.config is None:
         _run_on_a_run(name, verb, words)

@@ -6,15 +6,15 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import lightning as L
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+
+from sdscratch.services import wandb_key
 
 Mode = Literal["auto", "online", "offline"]
 SECONDS_TO_START = 4.0  # then it goes offline
@@ -100,7 +100,7 @@ class WandbTracker(Logger):
     def _start(self) -> Any:
         mode: Any = os.environ.get("WANDB_MODE") or self.mode
         if mode == "auto":
-            mode = "online" if _has_key() else "offline"
+            mode = "online" if wandb_key() else "offline"
         try:
             return self._init(mode)
         except Exception as error:
@@ -159,15 +159,6 @@ def _end_process() -> None:
 
     with suppress(Exception):
         wandb.teardown()
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname in netrc().hosts
-    except (OSError, NetrcParseError):
-        return False
 
 
 def _said(error: BaseException) -> str:

@@ -55,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         answer: dict[str, Any] = {"data": {}}
         if self.server.status != 200:
             answer = {"errors": [{"message": "invalid API key"}]}
+        elif b"viewer" in body:
+            answer = {"data": {"viewer": {"username": "me"}}}
         elif b"UpsertBucket" in body:
             answer = {"data": {"upsertBucket": {"bucket": BUCKET, "inserted": True}}}
         elif b"CreateRunFiles" in body:
