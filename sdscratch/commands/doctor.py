@@ -112,7 +112,7 @@ def _kept(cfg: DictConfig) -> int:
     if not (keeping := (cfg.get("callbacks") or {}).get("checkpoints")):
         return 0
     milestones = cfg.max_steps // keeping.keep_every if keeping.keep_every else 0
-    return keeping.keep_last + milestones + 1
+    return keeping.keep_last + (keeping.get("keep_best") or 0) + milestones + 1
 
 
 def _loader(cfg: DictConfig) -> Iterator[Finding]:
