@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart check test clean
+.PHONY: help install quickstart check test faults clean
 
 help:
 	@echo "make install      make $(VENV) from requirements.lock"
 	@echo "make quickstart   train VAE, CLIP and UNet from nothing and draw pictures: minutes on a CPU"
 	@echo "make check        ruff, import-linter, mypy"
 	@echo "make test         the tests"
+	@echo "make faults       the fault tests in their long form: hundreds of kills and damaged files, half an hour"
 	@echo "make clean        remove caches; runs/ and data/ stay"
 
 $(READY): requirements.lock pyproject.toml
@@ -32,6 +33,9 @@ check: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+faults: install
+	SDS_FAULTS=long $(BIN)/python -m pytest tests/faults -v --timeout=3600
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist

@@ -50,6 +50,7 @@ VERBS = {
         (
             "sdscratch train experiment=tiny name=try1",
             "sdscratch train experiment=tiny name=try2 max_steps=60 trainer.accumulate_grad_batches=2",
+            "sdscratch train experiment=tiny name=try3 init_from=runs/try1 optimizer.lr=5.0e-4",
             "sdscratch train -m experiment=tiny optimizer.lr=1.0e-4,2.0e-4 'name=lr_${optimizer.lr}'",
         ),
     ),
@@ -57,7 +58,17 @@ VERBS = {
         "resume",
         None,
         "Continue a run from its newest valid checkpoint, with the configuration that it was started with.",
-        ("sdscratch resume runs/try1",),
+        ("sdscratch resume runs/try1", "sdscratch resume runs/try1 max_steps=60 optimizer.lr=5.0e-4"),
+    ),
+    "checkpoints": Verb(
+        "checkpoints",
+        None,
+        "List the checkpoints of a run; verify reads them whole, prune removes those that need not stay.",
+        (
+            "sdscratch checkpoints runs/try1",
+            "sdscratch checkpoints runs/try1 verify",
+            "sdscratch checkpoints runs/try1 prune keep_last=1 keep_best=0",
+        ),
     ),
     "doctor": Verb(
         "doctor",

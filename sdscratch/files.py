@@ -15,9 +15,10 @@ from sdscratch.errors import CannotWriteError
 HALF = re.compile(r"\..+\.(\d{1,7})\.tmp")  # with the number of the process that writes it
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str = "") -> None:
     """Let `write` fill a file beside `path`, make it durable, then give it its name. Leaves nothing behind on error.
 
+    job: its name in crash points: JOB:tmp (half written), JOB:fsync (whole, without its name), JOB:rename.
     Raises CannotWriteError when the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -25,9 +26,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
+            crash_point(f"{job}:tmp")
             file.flush()
             os.fsync(file.fileno())
+        crash_point(f"{job}:fsync")
         os.replace(temporary, path)
+        crash_point(f"{job}:rename")
         folder = os.open(path.parent, os.O_RDONLY)  # the new name is durable only when its folder is
         try:
             os.fsync(folder)
@@ -43,6 +47,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def crash_point(name: str) -> None:
+    """End the process here, as a power cut would, if SDS_CRASH_AT is this name: how tests reach the moments in between."""
+    if os.environ.get("SDS_CRASH_AT") == name:
+        os._exit(9)
 
 
 def remove_halves(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The folder of one run: its names, lock, state, metrics and checkpoints, as anyone may read them and training writes them.
 
-    config.yaml recipe.yaml overrides.txt environment.json state.json metrics.csv
+    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json metrics.csv
     checkpoints/step_00001000.ckpt (+ .json side-car)   model/   samples/step_*/   plots/   wandb/
 
 Files appear whole or not at all: written beside their place, synced, renamed. A checkpoint is valid when its side-car,
@@ -14,49 +14,83 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from io import StringIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import write_atomically, write_json
+from sdscratch.files import crash_point, remove_halves, write_atomically, write_json
 
 CHECKPOINT_FILE = re.compile(r"\.?step_\d+\.ckpt(\.json)?(\.\d+\.tmp)?")  # with its side-car, and halves of both
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the side-car says of a checkpoint: enough to choose one without opening it."""
+    """What the side-car says of a checkpoint: enough to choose one without opening it.
+
+    val_loss: of the averaged network, lower is better; None where it was not measured at this step.
+    """
 
     path: Path
     step: int
     samples_seen: int
     sha256: str
     size: int
+    val_loss: float | None = None
 
     @property
     def sidecar(self) -> Path:
         return self.path.with_name(self.path.name + ".json")
 
-    def is_intact(self) -> bool:
-        """Whether the file is, byte for byte, the one that was written."""
+    def has_its_size(self) -> bool:
+        """Whether the file is there, with as many bytes as were written: what can be said without reading it."""
         try:
-            if self.path.stat().st_size != self.size:
-                return False
-            with self.path.open("rb") as file:
-                return file_digest(file, "sha256").hexdigest() == self.sha256
+            return self.path.stat().st_size == self.size
         except OSError:
             return False
 
-    def load(self) -> dict[str, Any]:
-        """The checkpoint's tensors and plain values, on the CPU. Nothing in it can run code."""
+    def is_intact(self) -> bool:
+        """Whether the file is, byte for byte, the one that was written."""
+        try:
+            with self.path.open("rb") as file:
+                return self.has_its_size() and file_digest(file, "sha256").hexdigest() == self.sha256
+        except OSError:
+            return False
+
+    def load(self, mapped: bool = False) -> dict[str, Any]:
+        """The checkpoint's tensors and plain values, on the CPU. Nothing in it can run code.
+
+        mapped: read tensors only when they are looked at, for those who want the plain values.
+        """
         import torch
 
-        return torch.load(self.path, map_location="cpu", weights_only=True)
+        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def best_first(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Those whose validation loss is known, the lowest first; of equal ones the newer first."""
+    measured = [(c.val_loss, -c.step, c) for c in checkpoints if c.val_loss is not None]
+    return [checkpoint for _, _, checkpoint in sorted(measured, key=lambda known: known[:2])]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `last`, every step that is a multiple of `every`, the `best` by validation loss."""
+
+    last: int = 2
+    every: int | None = None
+    best: int = 1
+
+    def kept(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Of `checkpoints`, oldest first. Decided from what the side-cars say, so kills and resumes change nothing."""
+        best = best_first(checkpoints)[: self.best]
+        milestones = [c for c in checkpoints if self.every and c.step % self.every == 0]
+        return [c for c in checkpoints if c in checkpoints[-self.last :] or c in milestones or c in best]
 
 
 class RunFolder:
@@ -83,7 +117,10 @@ class RunFolder:
             raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
     def lock(self) -> None:
-        """Keep other processes out until this one ends. Forked loader workers do not hold the lock."""
+        """Keep other processes out until this one ends. Forked loader workers do not hold the lock.
+
+        What earlier ones had half written when they were killed is removed.
+        """
         self._lock = (self.path / ".lock").open("a+b")
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,6 +135,8 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()).encode())
         self._lock.flush()
+        for folder in (self.path, self.checkpoint_folder):
+            remove_halves(folder)
 
     def unlock(self) -> None:
         """Let others in."""
@@ -108,11 +147,8 @@ class RunFolder:
     # State: what the run is doing, for people, `status` commands and pages.
 
     def state(self) -> dict[str, Any]:
-        """The content of state.json, or {} where there is no run."""
-        try:
-            return json.loads((self.path / "state.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
+        """The content of state.json, or {} where there is no run, or the file is damaged: nothing hangs on it alone."""
+        return self._read_json("state.json")
 
     def set_state(self, **changes: Any) -> None:
         """Merge `changes` into state.json: status (running | done | failed), stage, step, samples_seen."""
@@ -145,40 +181,59 @@ class RunFolder:
         for checkpoint in reversed(known):
             if checkpoint.is_intact():
                 return checkpoint
-            print(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one", flush=True)
-        if known or self.state().get("step"):
+            print(
+                f"warning: {checkpoint.path} is damaged (its checksum does not fit): trying an older one",
+                file=sys.stderr,
+                flush=True,
+            )
+        step = self.state().get("step") or max((checkpoint.step for checkpoint in known), default=0)
+        if step or any(self.checkpoint_folder.glob("step_*.ckpt.json")):  # side-cars are written last
             raise RunFolderError(
-                f"{self.checkpoint_folder} holds no intact checkpoint, but the run has been at step "
-                f"{self.state().get('step', known[-1].step if known else 0)}. Put one back, or start again under another name="
+                f"{self.checkpoint_folder} holds no intact checkpoint, but the run has been "
+                f"{f'at step {step}' if step else 'saved'}. Put one back, or start again under another name="
             )
         return None
 
-    def write_checkpoint(self, content: Mapping[str, Any], step: int, samples_seen: int) -> Checkpoint:
-        """Write a checkpoint and then its side-car."""
+    def write_checkpoint(
+        self, content: Mapping[str, Any], step: int, samples_seen: int, val_loss: float | None = None
+    ) -> Checkpoint:
+        """Write a checkpoint and then its side-car. Raises CannotWriteError, and leaves all checkpoints as they were."""
         import torch
 
-        path = self.checkpoint_path(step)
-        path.with_name(path.name + ".json").unlink(missing_ok=True)  # a rewritten file must not look valid meanwhile
-        write_atomically(path, lambda file: torch.save(content, file))
-        with path.open("rb") as file:
-            sha256 = file_digest(file, "sha256").hexdigest()
-        checkpoint = Checkpoint(path, step, samples_seen, sha256, path.stat().st_size)
+        path, seen = self.checkpoint_path(step), _Seen()
+        write_atomically(path, lambda file: torch.save(content, seen.on_the_way_to(file)), job="save")  # type: ignore[arg-type]
+        checkpoint = Checkpoint(path, step, samples_seen, seen.digest.hexdigest(), seen.size, val_loss)
         about = {name: value for name, value in asdict(checkpoint).items() if name != "path"}
         write_json(checkpoint.sidecar, about)
+        crash_point("save:sidecar")
         return checkpoint
 
-    def prune_checkpoints(self, step: int, keep_last: int, keep_every: int | None) -> None:
-        """Of a run that is at `step`, keep the newest `keep_last` and every step that is a multiple of `keep_every`.
+    def prune_checkpoints(self, step: int, retention: Retention) -> list[Path]:
+        """Of a run that is at `step`, keep what `retention` says. Returns what was removed.
 
         Decided from the folder alone, so that kills and resumes leave nothing behind: halves, files without side-car, and
-        checkpoints beyond `step`, which are damaged, or the run would have gone on from them.
+        checkpoints beyond `step`, which are damaged, or the run would have gone on from them. Call it when the checkpoint
+        of `step` is whole. Side-cars go first: what is left of a removal that was cut short is no checkpoint.
         """
-        known = [checkpoint for checkpoint in self.checkpoints() if checkpoint.step <= step]
-        kept = [c for c in known if c in known[-keep_last:] or (keep_every and c.step % keep_every == 0)]
+        kept = retention.kept([checkpoint for checkpoint in self.checkpoints() if checkpoint.step <= step])
         names = {path.name for checkpoint in kept for path in (checkpoint.path, checkpoint.sidecar)}
-        for path in self.checkpoint_folder.iterdir():
-            if CHECKPOINT_FILE.fullmatch(path.name) and path.name not in names:
+        removed = []
+        for path in sorted(self.checkpoint_folder.iterdir(), reverse=True):
+            if CHECKPOINT_FILE.fullmatch(path.name) and path.name not in names and path.is_file():
                 path.unlink(missing_ok=True)
+                crash_point("save:retention")
+                removed.append(path)
+        return removed
+
+    # Lineage: where the first weights came from, and what was changed between sessions.
+
+    def lineage(self) -> dict[str, Any]:
+        """The content of lineage.json, {} before training."""
+        return self._read_json("lineage.json")
+
+    def set_lineage(self, **changes: Any) -> None:
+        """Merge `changes` into lineage.json: init_from (null: random weights), changes (step, key, old, new)."""
+        write_json(self.path / "lineage.json", {**self.lineage(), **changes})
 
     # Metrics
 
@@ -187,14 +242,24 @@ class RunFolder:
         return [{name: float(value) for name, value in row.items() if value} for row in self._rows()]
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
-        """Add one row; `step` comes first. A column seen for the first time is added to the header, the rest stays as it is."""
+        """Add one row; `step` comes first. A column seen for the first time is added to the header, the rest stays as it is.
+
+        Raises CannotWriteError, and leaves the file as it was.
+        """
         header = self._metrics_header()
         if new := [name for name in row if name not in header]:
             header = ["step", *(name for name in [*header, *new] if name != "step")]
             self._write_metrics(header, self._rows())
-        with self.metrics_file.open("a", newline="") as file:
-            texts = [repr(row[name]) if name in row else "" for name in header]
-            csv.writer(file, lineterminator="\n").writerow(texts)
+        text = StringIO()
+        csv.writer(text, lineterminator="\n").writerow([repr(row[name]) if name in row else "" for name in header])
+        size = self.metrics_file.stat().st_size
+        try:
+            with self.metrics_file.open("ab") as file:
+                file.write(text.getvalue().encode())
+        except OSError as error:
+            with suppress(OSError):  # what came through is no row
+                os.truncate(self.metrics_file, size)
+            raise CannotWriteError(f"cannot write {self.metrics_file}: {error.strerror or error}") from error
 
     def cut_metrics(self, step: int) -> None:
         """Forget rows after `step`, and a last line that a crash has torn: the run goes on from there."""
@@ -204,7 +269,7 @@ class RunFolder:
     def _metrics_header(self) -> list[str]:
         if not self.metrics_file.exists():
             return []
-        with self.metrics_file.open(newline="") as file:
+        with self.metrics_file.open(newline="", errors="replace") as file:
             return next(csv.reader(file), [])
 
     def _write_metrics(self, header: list[str], rows: list[dict[str, str]]) -> None:
@@ -215,8 +280,38 @@ class RunFolder:
         write_atomically(self.metrics_file, lambda file: file.write(text.getvalue().encode()))
 
     def _rows(self) -> list[dict[str, str]]:
-        """The rows as text. A last line without its end is torn, or being written just now: it does not count."""
+        """The rows as text. A last line without its end is torn, or being written just now: it does not count.
+
+        Neither does anything from a NUL on, which is what some file systems make of the end when the power goes.
+        """
         if not self.metrics_file.exists():
             return []
-        text = self.metrics_file.read_text()
+        text = self.metrics_file.read_text(errors="replace").partition("\0")[0]
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+class _Seen:
+    """Size and sha256 of what is written to a file, whatever the disk makes of it."""
+
+    def __init__(self) -> None:
+        self.size, self.digest = 0, sha256()
+
+    def on_the_way_to(self, file: IO[bytes]) -> _Seen:
+        """This object as a file, which hands everything on to `file`."""
+        self.file = file
+        return self
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()

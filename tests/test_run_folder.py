@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.run_folder import RunFolder
+from sdscratch.run_folder import Retention, RunFolder, best_first
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_with_what_its_side_car_says(run):
     assert (checkpoint.step, checkpoint.samples_seen) == (1000, 4000)
     assert torch.equal(checkpoint.load()["weights"], torch.full((100,), 1000.0))
     about = json.loads((run.checkpoint_folder / "step_00001000.ckpt.json").read_text())
-    assert about.keys() == {"step", "samples_seen", "sha256", "size"}
+    assert about.keys() == {"step", "samples_seen", "sha256", "size", "val_loss"}
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
@@ -152,34 +153,45 @@ def test_no_flipped_bit_of_a_checkpoint_or_its_side_car_changes_what_is_loaded(r
         path.write_bytes(content)
 
 
-def test_a_checkpoint_written_anew_is_invalid_until_it_is_whole(run):
+def test_until_a_checkpoint_written_anew_is_whole_the_old_one_counts(run):
     save(run, 10, 20)
+    old = run.newest_intact_checkpoint()
 
     class Content(dict):
         def __reduce__(self):
-            assert run.newest_intact_checkpoint().step == 10
+            assert run.newest_intact_checkpoint() == old
             return dict, ()
 
-    run.write_checkpoint({"a": Content()}, 20, 80)
-    assert run.newest_intact_checkpoint().step == 20
+    new = run.write_checkpoint({"a": Content()}, 20, 80)
+    assert run.newest_intact_checkpoint() == new != old
 
 
 @pytest.mark.parametrize(
-    ("keep_last", "keep_every", "kept"),
+    ("retention", "kept"),
     [
-        (1, None, [50]),
-        (2, None, [40, 50]),
-        (3, None, [30, 40, 50]),
-        (9, None, [10, 20, 30, 40, 50]),
-        (1, 20, [20, 40, 50]),
+        (Retention(1, None, 0), [50]),
+        (Retention(2, None, 0), [40, 50]),
+        (Retention(3, None, 0), [30, 40, 50]),
+        (Retention(9, None, 0), [10, 20, 30, 40, 50]),
+        (Retention(1, 20, 0), [20, 40, 50]),
+        (Retention(1, None, 1), [20, 50]),
+        (Retention(1, None, 2), [20, 30, 50]),
+        (Retention(2, 10, 1), [10, 20, 30, 40, 50]),
     ],
 )
-def test_the_newest_checkpoints_and_the_milestones_are_kept(run, keep_last, keep_every, kept):
-    for step in (10, 20, 30, 40, 50):
-        save(run, step)
-        run.prune_checkpoints(step, keep_last, keep_every)
+def test_the_newest_checkpoints_the_milestones_and_the_best_are_kept(run, retention, kept):
+    losses = {10: 3.0, 20: 1.0, 30: 1.5, 40: None, 50: 2.0}
+    for step, loss in losses.items():
+        run.write_checkpoint({"step": step}, step, 4 * step, loss)
+        RunFolder(run.path).prune_checkpoints(step, retention)  # an object that remembers nothing, as after a kill
     assert steps(run) == kept
     assert len(list(run.checkpoint_folder.iterdir())) == 2 * len(kept)
+
+
+def test_of_equally_good_checkpoints_the_newer_is_the_best(run):
+    for step in (10, 20, 30):
+        run.write_checkpoint({"step": step}, step, 4 * step, 1.0 if step < 30 else None)
+    assert [c.step for c in best_first(run.checkpoints())] == [20, 10]
 
 
 def test_pruning_removes_what_crashes_have_left_and_nothing_that_is_not_ours(run):
@@ -192,7 +204,7 @@ def test_pruning_removes_what_crashes_have_left_and_nothing_that_is_not_ours(run
     ]
     for name in [*left, "best.ckpt", "notes.txt"]:
         (run.checkpoint_folder / name).write_bytes(b"")
-    run.prune_checkpoints(20, 2, None)
+    assert len(run.prune_checkpoints(20, Retention())) == len(left)
     assert steps(run) == [10, 20]
     assert not any((run.checkpoint_folder / name).exists() for name in left)
     assert (run.checkpoint_folder / "best.ckpt").exists()
@@ -205,7 +217,7 @@ def test_damaged_checkpoints_of_an_abandoned_future_do_not_push_out_good_ones(ru
         flip(run.checkpoint_path(step))
     assert run.newest_intact_checkpoint().step == 20
     save(run, 25)
-    run.prune_checkpoints(25, 2, None)
+    run.prune_checkpoints(25, Retention())
     assert steps(run) == [20, 25]
 
 
@@ -239,13 +251,30 @@ def test_cutting_forgets_later_rows_and_a_torn_last_line(run):
     assert run.metrics_file.read_text() == "step,train/loss\n1,0.1\n2,0.2\n3,0.3\n4,0.4\n"
 
 
+def test_what_a_power_cut_made_of_the_last_lines_is_no_row(run):
+    for step in (1, 2):
+        run.append_metrics({"step": step, "train/loss": step / 10})
+    with run.metrics_file.open("ab") as file:
+        file.write(b"3,0.3" + bytes(40) + b"\n\xff\xfe\n")
+    run.cut_metrics(2)
+    assert run.metrics_file.read_text() == "step,train/loss\n1,0.1\n2,0.2\n"
+
+
+def test_a_row_that_finds_the_disk_full_leaves_no_part_of_itself(run):
+    run.append_metrics({"step": 1, "train/loss": 0.5})
+    before = run.metrics_file.read_text()
+    with files_of_at_most(len(before) + 3), pytest.raises(CannotWriteError, match="cannot write .*metrics.csv"):
+        run.append_metrics({"step": 2, "train/loss": 0.25})
+    assert run.metrics_file.read_text() == before
+
+
 def test_there_is_nothing_to_cut_or_read_before_the_first_row(run):
     run.cut_metrics(0)
     assert run.read_metrics() == []
     assert not run.metrics_file.exists()
 
 
-# State and lock
+# State, lineage and lock
 
 
 def test_state_is_merged_and_tells_whether_there_is_a_run(run):
@@ -255,6 +284,32 @@ def test_state_is_merged_and_tells_whether_there_is_a_run(run):
     run.set_state(step=20)
     assert run.state() == {"status": "running", "step": 20}
     assert run.holds_a_run()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0"])
+def test_a_damaged_state_is_none_and_is_written_anew(run, content):
+    run.set_state(step=10)
+    (run.path / "state.json").write_text(content)
+    assert run.state() == {}
+    run.set_state(step=20)
+    assert run.state() == {"step": 20}
+
+
+def test_without_a_state_side_cars_still_tell_that_there_were_checkpoints(run):
+    save(run, 10)
+    side_car(run.checkpoint_path(10)).write_text("[]")
+    with pytest.raises(RunFolderError, match="holds no intact checkpoint, but the run has been saved"):
+        run.newest_intact_checkpoint()
+
+
+def test_whoever_locks_the_folder_removes_what_killed_writers_left(run):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".state.json.{dead.pid}.tmp", f"checkpoints/.step_00000010.ckpt.{dead.pid}.tmp"):
+        (run.path / name).touch()
+    run.lock()
+    run.unlock()
+    assert not [path for path in run.path.rglob("*.tmp")]
 
 
 def test_a_second_process_is_refused_until_the_first_lets_go(run):

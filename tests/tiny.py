@@ -1,7 +1,10 @@
-"""The tiny experiment, as tests run it."""
+"""The tiny experiment, as tests run it; and a small disk."""
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,3 +23,14 @@ def compose_tiny(folder: Path, data: Path, *overrides: str) -> DictConfig:
     from sdscratch.config import compose
 
     return compose("train", ["experiment=tiny", f"paths.runs={folder}", f"paths.data={data}", "threads=1", *overrides])
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more raises OSError, as on a full disk; works for root as well."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

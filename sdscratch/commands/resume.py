@@ -28,6 +28,8 @@ def run(run: str, overrides: list[str]) -> None:
             raise ConfigError(f"{override}: expected key=value with a key of {folder.recipe_file}")
         if key in ("name", "paths", "paths.runs"):
             raise ConfigError(f"{override}: a run goes on in its own folder; `sdscratch train` starts another one")
+        if key == "init_from":
+            raise ConfigError(f"{override}: the run has its weights already; `sdscratch train` starts another one")
         cfg.merge_with_dotlist([override])
     cfg.resume_from = "auto"
     check_config(cfg, declared=recipe)

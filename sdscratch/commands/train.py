@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
-from sdscratch.config import build, build_named, mask, save_config
+from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
 from sdscratch.data import DataModule, LatentCollate, check_resolution
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
@@ -32,19 +32,26 @@ from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.randomness import key
 from sdscratch.run_folder import Checkpoint, RunFolder
-from sdscratch.training import RunFolderIO, Stage
+from sdscratch.training import LatentDiffusion, RunFolderIO, Stage
+from sdscratch.training.initial_weights import InitialWeights
 from sdscratch.training.validation import held_out
 
 
 def run(cfg: DictConfig) -> None:
     """Train what the configuration says, or go on with it."""
+    if cfg.init_from is not None and cfg.resume_from is not None:
+        raise ConfigError(
+            f"init_from={cfg.init_from} and resume_from={cfg.resume_from} exclude each other: one begins a run, the other "
+            "goes on with one, whatever it began from. Set one; or `sdscratch resume RUN`"
+        )
     train(cfg)
 
 
 def train(cfg: DictConfig) -> RunFolder:
     """Train one stage to its last step and leave a model folder. The configuration has been checked.
 
-    What is refused changes nothing: the run's own files are written when its first step is about to begin.
+    `init_from` counts where there is no checkpoint to go on from. What is refused changes nothing: the run's own files are
+    written when its first step is about to begin.
     """
     for name in ("max_steps", "global_batch_size"):
         check_whole(name, cfg[name])
@@ -79,16 +86,22 @@ def _train(cfg: DictConfig, folder: RunFolder, checkpoint: Checkpoint | None) ->
     datamodule: DataModule = build(cfg.dataset)
     datamodule.start_step = checkpoint.step if checkpoint else 0
     module = _stage(cfg, datamodule, folder)
+    module.settings = settings(cfg) | _fingerprints(datamodule, module)
+    changed = _changes(cfg, folder, checkpoint, module.settings)
+    lineage = _first_weights(cfg, module) if checkpoint is None else {}
 
     def begin(trainer: L.Trainer, _: L.LightningModule) -> None:
         if trainer.is_global_zero:
             _write_beginnings(folder, cfg)
+            _write_lineage(folder, lineage, trainer.global_step, changed)
             folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
-            where = f"going on after step {checkpoint.step}" if checkpoint else "from the start"
+            where = f"going on after step {checkpoint.step}" if checkpoint else _beginning(cfg)
             parts = f"{trainer.world_size} x {trainer.accumulate_grad_batches} x {datamodule.micro_batch_size}"
             print(
                 f"{folder.path}: {where}; {cfg.global_batch_size} samples per step = {parts} "
                 "(devices, accumulated micro-batches, their size)",
+                *(f"  changed: {change}" for change in changed),
+                sep="\n",
                 flush=True,
             )
 
@@ -107,7 +120,7 @@ def _train(cfg: DictConfig, folder: RunFolder, checkpoint: Checkpoint | None) ->
     if trainer.global_step < cfg.max_steps:
         raise RunFolderError(f"{folder.path} stopped at step {trainer.global_step}: `sdscratch resume {folder.path}`")
     if trainer.is_global_zero:
-        about = _provenance(cfg, datamodule, trainer)
+        about = _provenance(cfg, datamodule, module, trainer)
         module.save(module.ema.network, folder.model_folder, held_out(trainer, module), about)
         folder.set_state(status="done", step=trainer.global_step, samples_seen=about["samples_seen"])
     for logger in trainer.loggers:
@@ -190,6 +203,42 @@ def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) ->
     return text
 
 
+def _fingerprints(datamodule: DataModule, module: Stage) -> dict[str, Any]:
+    """Of what the configuration only points at: the data, and networks trained elsewhere."""
+    found: dict[str, Any] = {"dataset.fingerprint": datamodule.fingerprint}
+    if isinstance(module, LatentDiffusion):
+        found["vae.fingerprint"] = fingerprint(module.encoders.vae)
+        found["vae.scaling_factor"] = module.encoders.vae.config.scaling_factor
+        found["text_encoder.fingerprint"] = module.encoders.text.fingerprint
+    return found
+
+
+def _changes(cfg: DictConfig, folder: RunFolder, checkpoint: Checkpoint | None, now: Mapping[str, Any]) -> list[Change]:
+    """What is not as it was at the checkpoint. Raises ConfigError where it would be another run."""
+    changed = changes(checkpoint.load(mapped=True).get("settings", {}), now) if checkpoint else []
+    check_identity(str(folder.path), changed, cfg.resume.allow_change)
+    return changed
+
+
+def _first_weights(cfg: DictConfig, module: Stage) -> dict[str, Any]:
+    """Random ones stay as they are. What lineage.json says of a new run."""
+    initial = InitialWeights(**cfg.init)
+    return {"init_from": initial.give(module, str(cfg.init_from)) if cfg.init_from is not None else None}
+
+
+def _beginning(cfg: DictConfig) -> str:
+    if cfg.init_from is not None:
+        return f"from the start, with the {cfg.init.weights} weights of {cfg.init_from}"
+    return "from the start" + (", for no checkpoint was ever completed" if cfg.resume_from == "auto" else "")
+
+
+def _write_lineage(folder: RunFolder, lineage: Mapping[str, Any], step: int, changed: list[Change]) -> None:
+    """With the changes that hold from here on; those that a session had recorded beyond this step never happened."""
+    before = [] if lineage else [change for change in folder.lineage().get("changes", []) if change["step"] < step]
+    now = [{"step": step, **change._asdict()} for change in changed]
+    folder.set_lineage(**lineage, changes=[*before, *now])
+
+
 def _all_captions(datamodule: DataModule) -> Iterator[str]:
     index = datamodule.indexes[0]
     for n in range(len(index)):
@@ -219,14 +268,14 @@ def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:
     )
 
 
-def _provenance(cfg: DictConfig, datamodule: DataModule, trainer: L.Trainer) -> dict[str, Any]:
+def _provenance(cfg: DictConfig, datamodule: DataModule, module: Stage, trainer: L.Trainer) -> dict[str, Any]:
     """Where a model folder's weights come from."""
     index = datamodule.indexes[0]
     return {
         "weights": "ema",
         "run": str(cfg.name),
         "step": trainer.global_step,
-        "samples_seen": trainer.global_step * cfg.global_batch_size,
+        "samples_seen": module.samples_seen(trainer.global_step),
         "seed": cfg.seed,
         "resolution": cfg.dataset.resolution,
         "data": {"made_by": index.made_by, "samples": len(index), "fingerprint": index.fingerprint},

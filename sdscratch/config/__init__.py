@@ -6,6 +6,7 @@ trainer = build(cfg.trainer, callbacks=list(build_named(cfg.callbacks).values())
 """
 
 from sdscratch.config.building import build, build_named
+from sdscratch.config.changes import ABSENT, Change, changes, check_identity, settings
 from sdscratch.config.checking import check_config
 from sdscratch.config.composition import compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
@@ -13,10 +14,14 @@ from sdscratch.config.saving import mask, save_config, to_yaml
 from sdscratch.config.targets import find_target
 
 __all__ = [
+    "ABSENT",
+    "Change",
     "Group",
     "build",
     "build_named",
+    "changes",
     "check_config",
+    "check_identity",
     "compose",
     "config_dir",
     "config_files",
@@ -25,6 +30,7 @@ __all__ = [
     "literal",
     "mask",
     "save_config",
+    "settings",
     "sweep",
     "to_yaml",
 ]

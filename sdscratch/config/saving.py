@@ -23,8 +23,12 @@ def to_yaml(cfg: DictConfig, resolve: bool = True) -> str:
     Masked are strings under keys such as `api_key`, `hf_token`, `password`, and wherever they appear the values of
     environment variables with such names. resolve: write what interpolations lead to instead of the interpolations.
     """
-    container = OmegaConf.to_container(cfg, resolve=resolve)
-    return OmegaConf.to_yaml(OmegaConf.create(_masked(container, _secrets(), escape=resolve)))
+    return OmegaConf.to_yaml(OmegaConf.create(_masked(cfg, resolve, escape=resolve)))
+
+
+def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """The configuration as dicts, lists and values, with secrets masked."""
+    return _masked(cfg, resolve, escape=False)
 
 
 def save_config(cfg: DictConfig, path: str | Path, resolve: bool = True) -> None:
@@ -44,11 +48,15 @@ def _secrets() -> list[str]:
     return [value for name, value in os.environ.items() if value and SECRET.search(name)]
 
 
-def _masked(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:
+def _masked(cfg: DictConfig, resolve: bool, escape: bool) -> Any:
+    return _mask(OmegaConf.to_container(cfg, resolve=resolve), _secrets(), escape)
+
+
+def _mask(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:
     if isinstance(value, dict):
-        return {name: _masked(item, secrets, escape, name) for name, item in value.items()}
+        return {name: _mask(item, secrets, escape, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [_masked(item, secrets, escape, key) for item in value]
+        return [_mask(item, secrets, escape, key) for item in value]
     if not isinstance(value, str) or not value:
         return value
     if (SECRET.search(str(key)) and not TEXT_TOKEN.search(str(key))) or value in secrets:

@@ -143,12 +143,17 @@ def load_model_folder(folder: Path) -> Model:
         unet.load_state_dict(load_file(folder / UNET_WEIGHTS), strict=True)
     with _reading(folder / "scheduler"):
         noise_schedule, prediction_type = schedule_of(_read_json(folder / SCHEDULER))
-    with _reading(folder / ABOUT):
-        about = _read_json(folder / ABOUT) if (folder / ABOUT).exists() else {}
+    about = read_about(folder)
     vae = load_vae(str(folder))
     with _reading(folder / "tokenizer"):
         text = load_text_encoder([], str(folder))
     return Model(unet.eval(), FrozenEncoders(vae, text), noise_schedule, prediction_type, about)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The content of sdscratch.json, {} in folders made elsewhere."""
+    with _reading(folder / ABOUT):
+        return _read_json(folder / ABOUT) if (folder / ABOUT).exists() else {}
 
 
 def _save_text(folder: Path, text: TextEncoder) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.models.initialisation import preserve_variance
@@ -30,6 +30,12 @@ class TextEncoder:
     model: CLIPTextModel
     tokenizer: CLIPTokenizer
     clip: CLIPModel | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the tower's weights and the vocabulary."""
+        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
+        return sha256(f"{fingerprint(self.model)} {vocabulary}".encode()).hexdigest()[:16]
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids, int64 (B, T): start, text cut at T - 2 tokens, end; padded with end up to T = `model_max_length`."""
@@ -87,10 +93,10 @@ def downsampling_factor(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def fingerprint(vae: AutoencoderKL) -> str:
+def fingerprint(network: nn.Module) -> str:
     """16 hex digits that name the weights. The scaling factor is left out: shards hold raw moments, so it may change."""
     digest = sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

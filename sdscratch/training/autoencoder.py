@@ -29,6 +29,7 @@ class Autoencoder(Stage):
     squared differences (of unit-length features) count perceptual_weight.
     """
 
+    component = "vae"
     network: AutoencoderKL
 
     def __init__(
@@ -100,6 +101,9 @@ class Autoencoder(Stage):
             "val/kl": kl,
             "val/latent_std": moments.std,
         }
+
+    def validation_loss(self, measures: Mapping[str, float]) -> float:
+        return measures["val/reconstruction"]
 
     @torch.no_grad()
     def preview(self, network: Any, batches: Iterable[ImageBatch]) -> Image.Image:

@@ -2,43 +2,87 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from sdscratch.errors import check_whole
-from sdscratch.run_folder import RunFolder
+from sdscratch.errors import CannotWriteError, check_whole
+from sdscratch.run_folder import Retention, RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback
+from sdscratch.training.step_callback import StepCallback, said_not_raised
+
+MOST_FAILURES = 3
+"""Saves in a row that may fail before the run stops: what it does from then on would be lost anyway."""
 
 
 class Checkpoints(StepCallback):
-    """Every `every` steps and at the end; keeps the newest `keep_last` and every step that is a multiple of `keep_every`."""
+    """Every `every` steps and at the end.
 
-    def __init__(self, every: int, keep_last: int = 2, keep_every: int | None = None) -> None:
+    Keeps the newest `keep_last`, every step that is a multiple of `keep_every`, and the `keep_best` of lowest validation
+    loss, among those saved at a step at which it was measured. A save that fails is said on stderr and costs nothing that
+    was there; CannotWriteError after MOST_FAILURES of them in a row, or when it is the last step that cannot be saved.
+    """
+
+    def __init__(self, every: int, keep_last: int = 2, keep_every: int | None = None, keep_best: int = 1) -> None:
         super().__init__(every)
         check_whole("callbacks.checkpoints.keep_last", keep_last)
+        check_whole("callbacks.checkpoints.keep_best", keep_best, 0)
         if keep_every is not None:
             check_whole("callbacks.checkpoints.keep_every", keep_every)
-        self.keep_last, self.keep_every = keep_last, keep_every
+        self.retention = Retention(keep_last, keep_every, keep_best)
+        self.failures = 0
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if self.is_due(trainer, step):
-            run = RunFolder(trainer.default_root_dir)
-            samples_seen = step * module.global_batch_size
             with module.aside():
-                trainer.save_checkpoint(run.checkpoint_path(step), storage_options=(step, samples_seen))
-                if trainer.is_global_zero:
-                    run.prune_checkpoints(step, self.keep_last, self.keep_every)
-                    run.set_state(step=step, samples_seen=samples_seen)
+                self.save(trainer, module, step)
+
+    def save(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        """Save the run as it is after `step`, then let old checkpoints go. To be called on all ranks."""
+        run, samples_seen = RunFolder(trainer.default_root_dir), module.samples_seen(step)
+        about = {"step": step, "samples_seen": samples_seen, "val_loss": module.val_loss}
+        trainer.save_checkpoint(run.checkpoint_path(step), storage_options=about)
+        if error := trainer.strategy.broadcast(_failure(trainer)):  # the first rank alone has tried
+            self.failures += 1
+            if self.failures == MOST_FAILURES or step == trainer.max_steps:
+                raise CannotWriteError(error)
+            if trainer.is_global_zero:
+                print(
+                    f"warning: step {step} is not saved: {error} Training goes on (failure {self.failures} of "
+                    f"{MOST_FAILURES} in a row)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return
+        self.failures = 0
+        if trainer.is_global_zero:
+            with said_not_raised("old checkpoints are not removed"):
+                run.prune_checkpoints(step, self.retention)
+            with said_not_raised("state.json is out of date"):
+                run.set_state(step=step, samples_seen=samples_seen)
+
+
+def _failure(trainer: L.Trainer) -> str | None:
+    plugin = trainer.strategy.checkpoint_io
+    assert isinstance(plugin, RunFolderIO)
+    return plugin.failure
 
 
 class RunFolderIO(TorchCheckpointIO):
-    """Lets Lightning say what is in a checkpoint, and the run folder how it is written."""
+    """Lets Lightning say what is in a checkpoint, and the run folder how it is written.
+
+    failure: why the latest could not be written. Not raised here, where the other ranks would wait for this one for ever.
+    """
+
+    failure: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """storage_options: (step, samples_seen), for the side-car."""
-        step, samples_seen = storage_options
-        RunFolder(Path(path).parent.parent).write_checkpoint(checkpoint, step, samples_seen)
+        """storage_options: what the side-car says, as arguments of RunFolder.write_checkpoint."""
+        self.failure = None
+        try:
+            RunFolder(Path(path).parent.parent).write_checkpoint(checkpoint, **storage_options)
+        except CannotWriteError as error:
+            self.failure = str(error)

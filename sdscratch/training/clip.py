@@ -30,6 +30,7 @@ class Clip(Stage):
     with class captions train as well.
     """
 
+    component = "clip"
     network: CLIPModel
 
     def __init__(
@@ -85,6 +86,9 @@ class Clip(Stage):
             "val/r_at_1_text_to_image": float(to_image),
             "val/r_at_1_chance": float(same.double().mean()),
         }
+
+    def validation_loss(self, measures: Mapping[str, float]) -> float:
+        return 1 - measures["val/r_at_1"]
 
     @torch.no_grad()
     def preview(self, network: Any, batches: Iterable[ImageBatch]) -> Image.Image:

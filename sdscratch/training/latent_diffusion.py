@@ -27,6 +27,8 @@ class LatentDiffusion(Stage):
     that the model folder hands on.
     """
 
+    component = "unet"
+
     def __init__(
         self,
         network: nn.Module,

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback
+from sdscratch.training.step_callback import StepCallback, said_not_raised
 
 
 class Metrics(StepCallback):
     """Writes metrics.csv and hands the same row to the loggers.
 
     Losses are means over all samples of the interval and all ranks, summed on the device so that no step waits for the
-    host. The sums are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have.
+    host. The sums are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have. A row
+    that finds the disk full is written with a later one.
     Bad samples that others stood in for are named on the console, each once, and counted in `quarantined`, over the run.
     """
 
@@ -28,6 +29,7 @@ class Metrics(StepCallback):
         self.sums: dict[str, Tensor] = {}
         self.micro_batches = 0
         self.quarantined, self.named = 0, set[str]()
+        self.unwritten: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -53,7 +55,7 @@ class Metrics(StepCallback):
         due = self.is_due(trainer, step)
         if not due and not module.step_metrics:
             return
-        row: dict[str, float] = {"step": step, "samples_seen": step * module.global_batch_size}
+        row: dict[str, float] = {"step": step, "samples_seen": module.samples_seen(step)}
         if due:
             means = [total.float() / self.micro_batches for total in self.sums.values()]
             counted = torch.stack([*means, means[0].new_tensor(self.quarantined)])
@@ -74,7 +76,11 @@ class Metrics(StepCallback):
         row |= module.step_metrics
         module.step_metrics = {}
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).append_metrics(row)
+            self.unwritten.append(row)
+            with said_not_raised("metrics.csv waits"):
+                while self.unwritten:
+                    RunFolder(trainer.default_root_dir).append_metrics(self.unwritten[0])
+                    del self.unwritten[0]
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=step)
 

@@ -6,7 +6,7 @@ import lightning as L
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback
+from sdscratch.training.step_callback import StepCallback, said_not_raised
 
 
 class Plots(StepCallback):
@@ -14,7 +14,7 @@ class Plots(StepCallback):
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if trainer.is_global_zero and self.is_due(trainer, step):
-            with module.aside():
+            with module.aside(), said_not_raised("plots are out of date"):
                 draw_curves(RunFolder(trainer.default_root_dir))
 
 

@@ -6,7 +6,7 @@ import lightning as L
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.step_callback import StepCallback
+from sdscratch.training.step_callback import StepCallback, said_not_raised
 from sdscratch.training.tracking import log_image
 from sdscratch.training.validation import held_out
 
@@ -19,6 +19,7 @@ class Previews(StepCallback):
             with module.aside():
                 picture = module.preview(module.ema.network, held_out(trainer, module))
                 folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"
-                folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / "ema.png")
+                with said_not_raised("a preview is lost"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    picture.save(folder / "ema.png")
                 log_image(trainer, "samples/ema", picture, step)

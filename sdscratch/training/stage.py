@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from sdscratch.errors import ConfigError
 from sdscratch.training.ema import Ema
 from sdscratch.training.optim import parameter_groups
+from sdscratch.training.weights import misfits
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 LrSchedule = Callable[[int], float]
@@ -51,8 +52,17 @@ class Stage(L.LightningModule):
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
         self.grad_norm: Tensor | None = None
+        self.val_loss: float | None = None  # at this step, if it was measured
+        self.settings: dict[
+            str, Any
+        ] = {}  # what it is trained with, kept in its checkpoints: see sdscratch.config.changes
+        self.first_moments: dict[int, Any] | None = None  # of the optimizer, where they are another run's
+        self.samples_offset = 0  # where the batch size has been changed on the way
 
     # What a stage says of itself
+
+    component: ClassVar[str]
+    """Where its network is in a model folder."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Scalars of one batch; "loss" is minimised, all are logged as means over the interval."""
@@ -61,6 +71,10 @@ class Stage(L.LightningModule):
     def evaluate(self, network: Any, batches: Iterable[Any]) -> dict[str, float]:
         """Measures of `network` on the fixed held-out batches, unweighted, the same draws every time."""
         raise NotImplementedError
+
+    def validation_loss(self, measures: Mapping[str, float]) -> float:
+        """Of what `evaluate` gave, the number that the best checkpoint is chosen by: the lowest wins."""
+        return measures["val/loss"]
 
     def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
         """A picture of what `network` can do."""
@@ -80,7 +94,10 @@ class Stage(L.LightningModule):
         """Bring the weights back to where they may be, after each step; most may be anywhere."""
 
     def configure_optimizers(self) -> Optimizer:
-        return self.make_optimizer(parameter_groups(self.network, self.weight_decay))
+        optimizer = self.make_optimizer(parameter_groups(self.network, self.weight_decay))
+        if self.first_moments is not None:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.first_moments})
+        return optimizer
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clip by the global norm, and keep that norm. Here because Lightning refuses clipping with a fused optimizer."""
@@ -118,6 +135,10 @@ class Stage(L.LightningModule):
         assert isinstance(summed, Tensor)
         return summed.cpu()
 
+    def samples_seen(self, step: int) -> int:
+        """Over the whole run, after `step` optimizer steps."""
+        return self.samples_offset + step * self.global_batch_size
+
     # What travels with the run
 
     def on_fit_start(self) -> None:
@@ -125,39 +146,16 @@ class Stage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()
-        checkpoint["samples_seen"] = self.global_step * self.global_batch_size
-        checkpoint["data"] = self.trainer.datamodule.fingerprint
-        checkpoint["seed"] = self.trainer.datamodule.seed
+        checkpoint["samples_seen"] = self.samples_seen(self.global_step)
+        checkpoint["settings"] = self.settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ConfigError where positions would mean other samples or draws than before, or for another network."""
-        step, samples_seen = checkpoint["global_step"], checkpoint["samples_seen"]
-        if samples_seen != step * self.global_batch_size:
-            raise ConfigError(
-                f"the run has seen {samples_seen} samples in {step} steps, which does not fit global_batch_size="
-                f"{self.global_batch_size}. Set it to {samples_seen // step}, or start a new run."
-            )
-        if checkpoint["data"] != self.trainer.datamodule.fingerprint:
-            raise ConfigError(
-                "the run was trained on other data than dataset.path holds. Put them back, or start a new run."
-            )
-        if (seed := checkpoint.get("seed")) != self.trainer.datamodule.seed:
-            raise ConfigError(
-                f"the run was started with seed={seed}, not {self.trainer.datamodule.seed}. Set it to that, or start a "
-                "new run."
-            )
-        self._check_network(checkpoint["state_dict"])
+        """Raises ConfigError, naming tensors, where the checkpoint is of another network than this one."""
+        weights = {name.removeprefix("network."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        if found := misfits(weights, self.network):
+            raise ConfigError("\n  ".join(["the run trained another network than the one configured:", *found]))
+        self.samples_offset = checkpoint["samples_seen"] - checkpoint["global_step"] * self.global_batch_size
         self.ema.load_state_dict(checkpoint["ema"])
         configured = self.configure_optimizers().param_groups
         for saved, group in zip(checkpoint["optimizer_states"][0]["param_groups"], configured, strict=True):
             saved |= {name: value for name, value in group.items() if name != "params"}  # decay, betas: the configured
-
-    def _check_network(self, saved: Mapping[str, Tensor]) -> None:
-        """Raise ConfigError, naming tensors, unless the network that was saved is of the shape of this one."""
-        shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (saved, self.state_dict())]
-        differing = sorted({name.removeprefix("network.") for name, _ in shapes[0].items() ^ shapes[1].items()})
-        if differing:
-            raise ConfigError(
-                f"the run trained another network than the one configured: {len(differing)} tensors differ, such as "
-                f"{', '.join(differing[:3])}. Configure it as it was, or start a new run."
-            )

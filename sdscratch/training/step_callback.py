@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 
-from sdscratch.errors import check_whole
+from sdscratch.errors import CannotWriteError, check_whole
 from sdscratch.training.stage import Stage
 
 
@@ -42,3 +45,12 @@ class StepCallback(L.Callback):
     def is_due(self, trainer: L.Trainer, step: int) -> bool:
         """Every so many steps, and at the last one."""
         return step % self.every == 0 or step == trainer.max_steps
+
+
+@contextmanager
+def said_not_raised(consequence: str) -> Iterator[None]:
+    """Say on stderr that a file cannot be written, and go on: training is worth more than what accompanies it."""
+    try:
+        yield
+    except (OSError, CannotWriteError) as error:
+        print(f"warning: {consequence}: {error}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,10 @@ class Validation(StepCallback):
     """Every `every` steps and at the end: the stage's measures of the EMA network into the metrics row."""
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        module.val_loss = None  # that of an earlier step is not this one's
         if self.is_due(trainer, step):
             with module.aside(), torch.no_grad():
-                module.step_metrics |= module.evaluate(module.ema.network, held_out(trainer, module))
+                measures = module.evaluate(module.ema.network, held_out(trainer, module))
+            module.step_metrics |= measures
+            loss = module.validation_loss(measures)
+            module.val_loss = loss if math.isfinite(loss) else None

@@ -11,7 +11,6 @@ from stages import PowerCut, watched
 from tiny import BARE, SMALLER, compose_tiny
 
 from sdscratch.commands.train import train
-from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
 
 MACHINE = ("samples_per_second", "data_wait")
@@ -38,7 +37,7 @@ def assert_same(one: Any, other: Any, where: str = "checkpoint") -> None:
 def assert_same_weights(one: RunFolder, other: RunFolder) -> None:
     """And averages, optimizer state, counters."""
     contents = [run.newest_intact_checkpoint().load() for run in (one, other)]
-    for part in ("global_step", "state_dict", "ema", "optimizer_states", "callbacks", "samples_seen", "data"):
+    for part in ("global_step", "state_dict", "ema", "optimizer_states", "callbacks", "samples_seen"):
         assert_same(contents[0][part], contents[1][part], part)
 
 
@@ -125,15 +124,3 @@ def test_a_run_that_was_stopped_before_it_wrote_its_model_writes_it_when_resumed
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (run.model_folder / weights).read_bytes() == (accumulated.model_folder / weights).read_bytes()
     assert run.state()["status"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [("global_batch_size=8", "global_batch_size=8. Set it to 4"), ("dataset.drawn_with=7", "other data")],
-)
-def test_positions_that_would_mean_other_samples_are_refused(tiny_config, tmp_path, change, message):
-    short = (*SMALLER, "max_steps=1", f"paths.data={tmp_path}")
-    train(tiny_config(*short, "dataset.count=8"))
-    other = (change, "dataset.path=${paths.data}/other") if "drawn_with" in change else (change, "dataset.count=8")
-    with pytest.raises(ConfigError, match=message):
-        train(tiny_config(*short, "max_steps=2", "resume_from=auto", *other))
