@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sdscratch.config.words import escape_interpolations
+from sdscratch.errors import ConfigError
 from sdscratch.files import write_atomically
 
 MASK = "***"
@@ -34,6 +37,20 @@ def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
 def save_config(cfg: DictConfig, path: str | Path, resolve: bool = True) -> None:
     """Write to_yaml(cfg, resolve) to a file."""
     write_atomically(Path(path), lambda file: file.write(to_yaml(cfg, resolve).encode()))
+
+
+def load_config(path: str | Path) -> DictConfig:
+    """Read back what save_config has written. Raises ConfigError for a file that is damaged, or holds more than plain YAML."""
+    try:
+        found = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} cannot be read as a configuration ({reason}). Restore it, or start a new run"
+        ) from error
+    if not isinstance(found, DictConfig):
+        raise ConfigError(f"{path} holds no configuration: expected keys and values. Restore it, or start a new run")
+    return found
 
 
 def mask(text: str) -> str:
