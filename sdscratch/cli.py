@@ -102,7 +102,7 @@ VERBS = {
 FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch")
 """Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
-CONFIG_ERRORS = ("hydra", "omegaconf")
+CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in CONFIG_ERRORS:
             raise
-        return _complain(error, ConfigError.exit_code)  # a key that a command asked for and the user removed
+        # A key that a command asked for and the user removed, or a value that is no YAML.
+        return _complain(ConfigError(" ".join(str(error).split())), ConfigError.exit_code)
     return 0
 
 
