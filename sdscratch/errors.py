@@ -29,6 +29,12 @@ class DivergedError(SdscratchError):
     exit_code = 3
 
 
+class LostRankError(SdscratchError):
+    """One of the processes that trained together is gone, or failed by a bug; the others cannot go on without it."""
+
+    exit_code = 1
+
+
 class CannotWriteError(SdscratchError):
     """The disk is full or the folder is not writable."""
 

@@ -1,6 +1,6 @@
 """The folder of one run: its names, lock, state, metrics and checkpoints, as anyone may read them and training writes them.
 
-    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json metrics.csv
+    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json metrics.csv bad_steps.jsonl
     checkpoints/step_00001000.ckpt (+ .json side-car)   model/   samples/step_*/   plots/   wandb/
 
 Files appear whole or not at all: written beside their place, synced, renamed. A checkpoint is valid when its side-car,
@@ -152,6 +152,11 @@ class RunFolder:
         for folder in (self.path, self.checkpoint_folder):
             remove_halves(folder)
 
+    @property
+    def is_locked(self) -> bool:
+        """By this process."""
+        return self._lock is not None
+
     def unlock(self) -> None:
         """Let others in."""
         if self._lock is not None:
@@ -161,7 +166,7 @@ class RunFolder:
     # State: what the run is doing, for people, `status` commands and pages.
 
     def state(self) -> dict[str, Any]:
-        """The content of state.json, or {} where there is no run, or the file is damaged: nothing hangs on it alone."""
+        """The content of state.json, or {} where there is no run or the file is damaged: the run can do without."""
         return self._read_json("state.json")
 
     def set_state(self, **changes: Any) -> None:
@@ -249,6 +254,13 @@ class RunFolder:
         """Merge `changes` into lineage.json: init_from (null: random weights), changes (step, key, old, new)."""
         write_json(self.path / "lineage.json", {**self.lineage(), **changes})
 
+    def forget_checkpoints_after(self, step: int) -> None:
+        """Remove those of a way that the run has turned back from, newest first."""
+        for checkpoint in reversed(self.checkpoints()):
+            if checkpoint.step > step:
+                checkpoint.sidecar.unlink(missing_ok=True)
+                checkpoint.path.unlink(missing_ok=True)
+
     # Metrics
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -279,6 +291,14 @@ class RunFolder:
         """Forget rows after `step`, and a last line that a crash has torn: the run goes on from there."""
         if header := self._metrics_header():
             self._write_metrics(header, [row for row in self._rows() if int(row["step"]) <= step])
+
+    def append_bad_step(self, about: Mapping[str, Any]) -> None:
+        """Add a line to bad_steps.jsonl, unless it is there: a resumed run meets the same bad step again."""
+        file = self.path / "bad_steps.jsonl"
+        line = json.dumps(about)
+        if not file.exists() or line not in file.read_text().splitlines():
+            with file.open("a") as out:
+                out.write(line + "\n")
 
     def _metrics_header(self) -> list[str]:
         if not self.metrics_file.exists():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,11 +18,10 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
+from sdscratch.commands import launch
 from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
 from sdscratch.data import DataModule, LatentCollate, check_resolution
 from sdscratch.data.captions import captions_of, record_of
@@ -32,8 +31,11 @@ from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.randomness import key
 from sdscratch.run_folder import Checkpoint, RunFolder
-from sdscratch.training import LatentDiffusion, RunFolderIO, Stage
+from sdscratch.training import LatentDiffusion, RunFolderIO, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
+from sdscratch.training.preemption import StopSignals, stopped, without_lightnings_signals
+from sdscratch.training.rewind import Start, start_at, turn_back
+from sdscratch.training.step_callback import said_not_raised
 from sdscratch.training.validation import held_out
 
 
@@ -51,51 +53,66 @@ def train(cfg: DictConfig) -> RunFolder:
     """Train one stage to its last step and leave a model folder. The configuration has been checked.
 
     `init_from` counts where there is no checkpoint to go on from. What is refused changes nothing: the run's own files are
-    written when its first step is about to begin.
+    written when its first step is about to begin. On several devices, this process starts one per device, which come here
+    again; see commands/launch.py.
     """
     for name in ("max_steps", "global_batch_size"):
         check_whole(name, cfg[name])
     folder = _run_folder(cfg)
-    state = folder.state()
-    if cfg.resume_from == "auto" and state.get("status") == "done" and state["step"] >= cfg.max_steps:
-        print(f"{folder.path} is finished: nothing to do")
+    if count := launch.ranks_to_start(cfg.trainer):
+        if not _is_finished(folder, cfg):
+            launch.launch(cfg, count, folder)
         return folder
-    checkpoint = _starting_point(folder, cfg)
-    is_first = rank_zero_only.rank == 0  # of the processes that train together, one per device
-    folder.create()
-    if is_first:
-        folder.lock()
-    try:
-        _train(cfg, folder, checkpoint)
-    except BaseException as error:
-        if is_first and folder.state().get("status") == "running":
-            with suppress(CannotWriteError):
-                folder.set_state(status="stopped" if isinstance(error, StoppedError) else "failed")
-        raise
-    finally:
-        folder.unlock()
+    with StopSignals(str(folder.path), announce=not launch.is_rank()) as signals:
+        _join(cfg, folder)
+        try:
+            start = ranks.agreed(lambda: _open(folder, cfg))
+            while start is not None:
+                start = _train(cfg, folder, start, signals)
+                gc.collect()  # after a rewind, before the network is made again
+        except BaseException as error:
+            if folder.is_locked and folder.state().get("status") == "running":
+                status = "stopped" if isinstance(error, (StoppedError, KeyboardInterrupt)) else "failed"
+                with suppress(CannotWriteError):
+                    folder.set_state(status=status)
+            raise
+        finally:
+            folder.unlock()
     return folder
 
 
-def _train(cfg: DictConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
+def _open(folder: RunFolder, cfg: DictConfig) -> Start | None:
+    """Lock the folder and choose where to start; None for a finished run. By one rank alone."""
+    if _is_finished(folder, cfg):
+        return None
+    checkpoint = _starting_point(folder, cfg)
+    folder.create()
+    folder.lock()
+    return start_at(folder, checkpoint)
+
+
+def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignals) -> Start | None:
+    """Train from `start` to the end; or to where the run must turn back, giving its new start."""
     _quieten_libraries()
     if cfg.threads is not None:
         check_whole("threads", cfg.threads)
         torch.set_num_threads(cfg.threads)
     torch.manual_seed(key(cfg.seed, "initial weights", 0))
-    datamodule: DataModule = build(cfg.dataset)
-    datamodule.start_step = checkpoint.step if checkpoint else 0
+    datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
+    datamodule.start_step, datamodule.skipped = start.step, start.skipped
     module = _stage(cfg, datamodule, folder)
+    module.stop_signals = signals
     module.settings = settings(cfg) | _fingerprints(datamodule, module)
-    changed = _changes(cfg, folder, checkpoint, module.settings)
-    lineage = _first_weights(cfg, module) if checkpoint is None else {}
+    changed = _changes(cfg, folder, start.checkpoint, module.settings)
+    lineage = _first_weights(cfg, module) if start.checkpoint is None else {}
 
     def begin(trainer: L.Trainer, _: L.LightningModule) -> None:
+        signals.at_boundaries = True
         if trainer.is_global_zero:
             _write_beginnings(folder, cfg)
             _write_lineage(folder, lineage, trainer.global_step, changed)
             folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
-            where = f"going on after step {checkpoint.step}" if checkpoint else _beginning(cfg)
+            where = f"going on after step {start.step}" if start.checkpoint else _beginning(cfg)
             parts = f"{trainer.world_size} x {trainer.accumulate_grad_batches} x {datamodule.micro_batch_size}"
             print(
                 f"{folder.path}: {where}; {cfg.global_batch_size} samples per step = {parts} "
@@ -105,26 +122,67 @@ def _train(cfg: DictConfig, folder: RunFolder, checkpoint: Checkpoint | None) ->
                 flush=True,
             )
 
+    callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
+    trainer = _trainer(cfg, folder, callbacks, build_named(cfg.logger) if ranks.is_first() else {})
+    try:
+        trainer.fit(module, datamodule, ckpt_path=start.checkpoint and str(start.checkpoint.path), weights_only=True)
+    finally:
+        signals.at_boundaries = False
+    step = trainer.global_step
+    if module.report.stop:
+        with said_not_raised("state.json is out of date"):
+            if trainer.is_global_zero:
+                folder.set_state(status="stopped", step=step, samples_seen=module.samples_seen(step))
+        _part(trainer, "aborted")
+        raise stopped(folder.path, module.report.stop, step)
+    if signals.number:  # too late for the others to know: they are told by this process' end
+        raise stopped(folder.path, signals.number, step)
+    if (guard := module.guard) and guard.gave_up:
+        since = guard.bad_since
+        assert since is not None
+        return ranks.agreed(lambda: turn_back(folder, step, since, datamodule.skipped, guard.rewinds))
+    if step < cfg.max_steps:
+        raise RunFolderError(f"{folder.path} stopped at step {step}: `sdscratch resume {folder.path}`")
+    if trainer.is_global_zero:
+        about = _provenance(cfg, datamodule, module, trainer)
+        module.save(module.ema.network, folder.model_folder, held_out(trainer, module, whole=True), about)
+        folder.set_state(status="done", step=step, samples_seen=about["samples_seen"])
+    _part(trainer, "success")
+    return None
+
+
+def _join(cfg: DictConfig, folder: RunFolder) -> None:
+    """Meet the other ranks, where torchrun or SLURM has started some."""
+    if launch.world_size(cfg.trainer) > 1:
+        _quieten_libraries()
+        _trainer(cfg, folder, [], {}).strategy.setup_environment()
+
+
+def _part(trainer: L.Trainer, status: str) -> None:
+    """Close the logs; leave together, so that no launcher takes one rank's end for a reason to kill a saving one."""
+    for logger in trainer.loggers:
+        logger.finalize(status)
+    ranks.meet_and_part()
+
+
+def _trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: dict[str, Any]) -> L.Trainer:
+    alone = {} if launch.world_size(cfg.trainer) > 1 else {"strategy": "auto"}
     trainer = build(
         cfg.trainer,
         default_root_dir=str(folder.path),
-        callbacks=[LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()],
-        logger=list(build_named(cfg.logger).values()),
+        callbacks=callbacks,
+        logger=list(loggers.values()),
         plugins=[RunFolderIO()],
+        **alone,
     )
-    try:
-        trainer.fit(module, datamodule, ckpt_path=checkpoint and str(checkpoint.path), weights_only=True)
-    except SystemExit as error:  # how Lightning ends a run after SIGTERM or Ctrl-C
-        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
-        raise StoppedError(f"{folder.path} was stopped: `sdscratch resume {folder.path}`", number) from error
-    if trainer.global_step < cfg.max_steps:
-        raise RunFolderError(f"{folder.path} stopped at step {trainer.global_step}: `sdscratch resume {folder.path}`")
-    if trainer.is_global_zero:
-        about = _provenance(cfg, datamodule, module, trainer)
-        module.save(module.ema.network, folder.model_folder, held_out(trainer, module), about)
-        folder.set_state(status="done", step=trainer.global_step, samples_seen=about["samples_seen"])
-    for logger in trainer.loggers:
-        logger.finalize("success")
+    without_lightnings_signals(trainer)
+    return trainer
+
+
+def _datamodule(cfg: DictConfig) -> DataModule:
+    datamodule: DataModule = build(cfg.dataset)
+    _ = datamodule.indexes  # and what opening them leaves beside the shards
+    return datamodule
 
 
 def _run_folder(cfg: DictConfig) -> RunFolder:
@@ -135,10 +193,15 @@ def _run_folder(cfg: DictConfig) -> RunFolder:
     return RunFolder(Path(cfg.paths.runs) / path)
 
 
+def _is_finished(folder: RunFolder, cfg: DictConfig) -> bool:
+    state = folder.state()
+    finished = cfg.resume_from == "auto" and state.get("status") == "done" and state["step"] >= cfg.max_steps
+    if finished:
+        print(f"{folder.path} is finished: nothing to do")
+    return finished
+
+
 def _starting_point(folder: RunFolder, cfg: DictConfig) -> Checkpoint | None:
-    for name in ("max_steps", "global_batch_size"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise ConfigError(f"{name} is {cfg[name]!r}; expected a whole number of 1 or more")
     if cfg.resume_from not in (None, "auto"):
         raise ConfigError(f"resume_from={cfg.resume_from} is unknown; expected auto, or `sdscratch resume RUN`")
     if cfg.resume_from == "auto":
@@ -198,7 +261,7 @@ def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) ->
     if datamodule.start_step and kept.is_dir():
         return build(cfg.text_encoder, captions=[], tokenizer=load_tokenizer(kept))
     text: TextEncoder = build(cfg.text_encoder, captions=_all_captions(datamodule))
-    if text.clip is not None:
+    if text.clip is not None and ranks.is_first():
         save_tokenizer(text.tokenizer, kept)
     return text
 

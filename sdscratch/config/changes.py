@@ -28,7 +28,10 @@ IDENTITY = (
     "dataset.seed",
     "dataset.window",
 )
-"""Keys, with all below them, that weights, optimizer state and positions depend on. A path is not: what it leads to is."""
+"""Keys, with all below them, that weights, optimizer state and positions depend on."""
+
+HARMLESS = ("path", "gradient_checkpointing")
+"""Last parts of keys that are none of these: what a path leads to counts, and memory costs no digit."""
 
 UNRECORDED = ("name", "paths", "resume", "resume_from", "init", "init_from", "logger")
 """Keys that are about the session, not about what is trained."""
@@ -69,9 +72,9 @@ def check_identity(run: str, changed: Sequence[Change], allowed: Sequence[str]) 
     for name in allowed:
         if not _under(name, IDENTITY) and not any(_under(key, [name]) for key in IDENTITY):
             raise ConfigError(f"resume.allow_change: {name!r} needs no permission{did_you_mean(name, IDENTITY)}")
-    refused = {c: _under(c.key, IDENTITY) for c in changed if _protected(c.key) and not _under(c.key, allowed)}
+    refused = [change for change in changed if _protected(change.key) and not _under(change.key, allowed)]
     if refused:
-        names = ",".join(dict.fromkeys(filter(None, refused.values())))
+        names = ",".join(dict.fromkeys(_under(change.key, IDENTITY) for change in refused))
         raise ConfigError(
             screen(
                 f"{run} would be another run than it was. Set this back, or start a new run (init_from={run} takes its "
@@ -92,7 +95,7 @@ def _settings(raw: Mapping[str, Any], resolved: Mapping[str, Any], key: str) -> 
 
 
 def _protected(key: str) -> bool:
-    return bool(_under(key, IDENTITY)) and not key.endswith(".path")
+    return bool(_under(key, IDENTITY)) and key.rpartition(".")[2] not in HARMLESS
 
 
 def _under(key: str, names: Sequence[str]) -> str:

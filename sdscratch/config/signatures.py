@@ -98,6 +98,8 @@ def _judge(value: object, hint: Any) -> bool | None:
         return _judge(value, args[0])
     if kind in (Union, types.UnionType):  # in `float | Tensor` the float decides
         verdicts = [_judge(value, arg) for arg in args if arg is not type(None) or value is None]
+        if isinstance(value, Built) and None in verdicts:
+            return None  # `str | Strategy` may well be an object
         return True if True in verdicts else False if False in verdicts else None
     if kind is Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +18,42 @@ from torch.utils.data import DataLoader
 from sdscratch.data.batch import VALIDATION_SEED, Collate, ImageCollate
 from sdscratch.data.dataset import OnBad, ShardDataset
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.order import Order
+from sdscratch.data.order import Order, data_step
 from sdscratch.errors import ConfigError, DataError, SdscratchError, check_whole
 
 
 class PositionSampler:
     """The positions of each micro-batch of one rank, without end, from `start_step` on.
 
-    All ranks and micro-batches of a step together hold exactly step * global_batch_size + (0 .. global_batch_size - 1).
+    All ranks and micro-batches of a step together hold exactly step * global_batch_size + (0 .. global_batch_size - 1),
+    where data steps in `skipped` are passed over (see `data_step`).
     It keeps no state: iterating again starts at `start_step` again.
     """
 
     def __init__(
-        self, start_step: int, global_batch_size: int, micro_batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        start_step: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        skipped: Sequence[Sequence[int]] = (),
     ):
         if global_batch_size % (micro_batch_size * world_size):
             raise ConfigError(
                 f"global_batch_size={global_batch_size} is not a multiple of {micro_batch_size} samples x "
                 f"{world_size} ranks. Set it to one."
             )
-        self.start, self.stride = start_step * global_batch_size, micro_batch_size * world_size
-        self.micro_batch_size, self.offset = micro_batch_size, rank * micro_batch_size
+        self.start_step, self.skipped, self.global_batch_size = start_step, skipped, global_batch_size
+        self.micro_batch_size, self.stride = micro_batch_size, micro_batch_size * world_size
+        self.offset = rank * micro_batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.start + self.offset
-        while True:
-            yield list(range(first, first + self.micro_batch_size))
-            first += self.stride
+        for step in count(self.start_step):
+            first = data_step(step, self.skipped) * self.global_batch_size
+            for micro_batch in range(first, first + self.global_batch_size, self.stride):
+                mine = micro_batch + self.offset
+                yield list(range(mine, mine + self.micro_batch_size))
 
 
 class Loader(DataLoader):
@@ -51,6 +64,20 @@ class Loader(DataLoader):
             yield from super().__iter__()
         except SdscratchError as error:
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent(worker: int) -> None:
+    """In a loader's worker: be there for the last steps when the whole process group is told to stop, and no longer.
+
+    A worker holds the connections between ranks open. While it outlives a killed rank, the others wait for that one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # elsewhere torch finds out within seconds
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class DataModule(L.LightningDataModule):
@@ -65,8 +92,8 @@ class DataModule(L.LightningDataModule):
     val_samples: how many held-out samples (all, if there are fewer) make the fixed validation set.
     cache: where byte offsets of read-only folders are kept; see ShardIndex.open.
 
-    To be set before fitting: `start_step` (optimizer steps done before, when resuming), `collate` (what a batch holds),
-    `scaling_factor` (of the VAE, for latent shards).
+    To be set before fitting: `start_step` (optimizer steps done before, when resuming), `skipped` (data steps never to be
+    read), `collate` (what a batch holds), `scaling_factor` (of the VAE, for latent shards).
     """
 
     def __init__(
@@ -95,7 +122,7 @@ class DataModule(L.LightningDataModule):
         self.val_path, self.holdout, self.num_workers = val_path, holdout, num_workers
         self.random_crop, self.flip, self.on_bad = random_crop, flip, on_bad
         self.window, self.val_samples, self.cache = window, val_samples, cache
-        self.start_step = 0
+        self.start_step, self.skipped = 0, list[list[int]]()
         self.collate: Collate = ImageCollate()
         self.scaling_factor = 1.0
 
@@ -163,21 +190,31 @@ class DataModule(L.LightningDataModule):
             index, order, VALIDATION_SEED, self.resolution, on_bad=self.on_bad, scaling_factor=self.scaling_factor
         )
 
+    def positions(self, step: int) -> range:
+        """Those that optimizer step `step` (from 0) reads, over all ranks and micro-batches."""
+        first = data_step(step, self.skipped) * self.global_batch_size
+        return range(first, first + self.global_batch_size)
+
+    def keys(self, positions: range) -> list[str]:
+        """Names of the samples at positions, as they are ordered; one that stands in for a bad sample is not named."""
+        index = self.indexes[0]
+        order = Order(index.shard_sizes, self.seed, self.window)
+        return [index.key(order.at(position)) for position in positions]
+
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._place()
-        sampler = PositionSampler(self.start_step, self.global_batch_size, self.micro_batch_size, rank, world_size)
+        sampler = PositionSampler(
+            self.start_step, self.global_batch_size, self.micro_batch_size, rank, world_size, self.skipped
+        )
         return self._loader(self.train_dataset(), sampler, self.collate)
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Positions 0 .. val_samples - 1, of which each rank takes every world_size-th."""
+    def val_dataloader(self, whole: bool = False) -> DataLoader | list:
+        """Positions 0 .. val_samples - 1, of which each rank takes every world_size-th; or `whole`: all of them."""
         dataset = self.val_dataset()
         if dataset is None:
             return []
-        samples, (rank, world_size), size = (
-            min(self.val_samples, len(dataset.index)),
-            self._place(),
-            self.micro_batch_size,
-        )
+        samples, size = min(self.val_samples, len(dataset.index)), self.micro_batch_size
+        rank, world_size = (0, 1) if whole else self._place()
         mine = range(rank, samples, world_size)
         batches = [list(mine[first : first + size]) for first in range(0, len(mine), size)]
         return self._loader(dataset, batches, self.collate.for_validation(samples))
@@ -217,6 +254,7 @@ class DataModule(L.LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=stop_with_parent,
             pin_memory=on_cuda,
             generator=torch.Generator(),  # else making an iterator would draw from torch's global one
         )

@@ -15,6 +15,28 @@ from sdscratch.errors import DataError
 from sdscratch.randomness import permutation
 
 
+def data_step(step: int, skipped: Sequence[Sequence[int]] = ()) -> int:
+    """Whose positions optimizer step `step` (from 0) reads: its own, moved past every skipped range of steps.
+
+    skipped: (first, end) of data steps that are never read, end excluded; in rising order, without overlap.
+    """
+    for first, end in skipped:
+        if first <= step:
+            step += end - first
+    return step
+
+
+def skip(skipped: Sequence[Sequence[int]], first: int, end: int) -> list[list[int]]:
+    """`skipped` with the range (first, end) added, in order again, and ranges that meet made one."""
+    merged: list[list[int]] = []
+    for a, b in sorted([*map(list, skipped), [first, end]]):
+        if merged and a <= merged[-1][1]:
+            merged[-1][1] = max(b, merged[-1][1])
+        else:
+            merged.append([a, b])
+    return merged
+
+
 class SampleOrder(Protocol):
     """Positions 0, 1, 2, ... without end -> sample numbers."""
 

@@ -7,6 +7,7 @@ _HOMES = {
     "Autoencoder": "sdscratch.training.autoencoder",
     "Checkpoints": "sdscratch.training.checkpoints",
     "Clip": "sdscratch.training.clip",
+    "Guard": "sdscratch.training.guards",
     "LatentDiffusion": "sdscratch.training.latent_diffusion",
     "Metrics": "sdscratch.training.metrics",
     "Plots": "sdscratch.training.plots",

@@ -19,11 +19,12 @@ MOST_FAILURES = 3
 
 
 class Checkpoints(StepCallback):
-    """Every `every` steps and at the end.
+    """Every `every` steps, at the end, and when the run is stopped.
 
     Keeps the newest `keep_last`, every step that is a multiple of `keep_every`, and the `keep_best` of lowest validation
     loss, among those saved at a step at which it was measured. A save that fails is said on stderr and costs nothing that
-    was there; CannotWriteError after MOST_FAILURES of them in a row, or when it is the last step that cannot be saved.
+    was there; CannotWriteError after MOST_FAILURES of them in a row, or when it is the last step, of the run or of one that
+    is stopped, that cannot be saved.
     """
 
     def __init__(self, every: int, keep_last: int = 2, keep_every: int | None = None, keep_best: int = 1) -> None:
@@ -36,7 +37,7 @@ class Checkpoints(StepCallback):
         self.failures = 0
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if self.is_due(trainer, step):
+        if self.is_due(trainer, step) or module.report.stop:
             with module.aside():
                 self.save(trainer, module, step)
 
@@ -47,7 +48,7 @@ class Checkpoints(StepCallback):
         trainer.save_checkpoint(run.checkpoint_path(step), storage_options=about)
         if error := trainer.strategy.broadcast(_failure(trainer)):  # the first rank alone has tried
             self.failures += 1
-            if self.failures == MOST_FAILURES or step == trainer.max_steps:
+            if self.failures == MOST_FAILURES or step == trainer.max_steps or module.report.stop:
                 raise CannotWriteError(error)
             if trainer.is_global_zero:
                 print(
@@ -58,11 +59,18 @@ class Checkpoints(StepCallback):
                 )
             return
         self.failures = 0
+        self._prune(trainer, step)
         if trainer.is_global_zero:
-            with said_not_raised("old checkpoints are not removed"):
-                run.prune_checkpoints(step, self.retention)
             with said_not_raised("state.json is out of date"):
                 run.set_state(step=step, samples_seen=samples_seen)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._prune(trainer, trainer.global_step)  # for a run that was killed between its last save and this
+
+    def _prune(self, trainer: L.Trainer, step: int) -> None:
+        if trainer.is_global_zero:
+            with said_not_raised("old checkpoints are not removed"):
+                RunFolder(trainer.default_root_dir).prune_checkpoints(step, self.retention)
 
 
 def _failure(trainer: L.Trainer) -> str | None:

@@ -18,6 +18,7 @@ from sdscratch.data.grid import captioned_grid
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import TextEncoder
+from sdscratch.training import ranks
 from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
 
 MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP: a colder temperature only makes training unstable
@@ -73,9 +74,9 @@ class Clip(Stage):
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:
         """Recall at 1 among all held-out pairs: how often the nearest caption of a picture is its own, or equals it."""
-        images, tokens, _ = self._embed_all(network, batches)
-        texts = tokens[1]
-        same = (tokens[0][:, None] == tokens[0][None, :]).all(-1)
+        images, (tokens, texts), _ = self._embed_all(network, batches)
+        images, texts, tokens = (ranks.join_rows(rows.to(self.device)).cpu() for rows in (images, texts, tokens))
+        same = (tokens[:, None] == tokens[None, :]).all(-1)
         similarity = images @ texts.T
         rows = torch.arange(len(images))
         to_text = same[rows, similarity.argmax(1)].double().mean()

@@ -7,8 +7,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
@@ -18,16 +16,16 @@ from sdscratch.training.step_callback import StepCallback, said_not_raised
 class Metrics(StepCallback):
     """Writes metrics.csv and hands the same row to the loggers.
 
-    Losses are means over all samples of the interval and all ranks, summed on the device so that no step waits for the
-    host. The sums are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have. A row
-    that finds the disk full is written with a later one.
+    Losses are means over the interval's steps, on which all ranks agree; those that were not finite are left out. The sums
+    are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have. A row that finds the
+    disk full is written with a later one.
     Bad samples that others stood in for are named on the console, each once, and counted in `quarantined`, over the run.
     """
 
     def __init__(self, every: int) -> None:
         super().__init__(every)
-        self.sums: dict[str, Tensor] = {}
-        self.micro_batches = 0
+        self.sums: dict[str, float] = {}
+        self.steps = 0
         self.quarantined, self.named = 0, set[str]()
         self.unwritten: list[dict[str, float]] = []
 
@@ -42,38 +40,33 @@ class Metrics(StepCallback):
         self._clock.batch_arrived()
 
     def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
-        for name, value in outputs["logged"].items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-        self.micro_batches += 1
-        self.quarantined += len(batch["quarantined"])
         for key in sorted(set(batch["quarantined"]) - self.named):
             print(f"warning: {key} is a bad sample; another one took its place", file=sys.stderr)
             self.named.add(key)
         self._clock.batch_done()
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        if module.report.is_finite:
+            for name, value in module.report.losses.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.steps += 1
+        self.quarantined += module.report.quarantined
         due = self.is_due(trainer, step)
         if not due and not module.step_metrics:
             return
         row: dict[str, float] = {"step": step, "samples_seen": module.samples_seen(step)}
         if due:
-            means = [total.float() / self.micro_batches for total in self.sums.values()]
-            counted = torch.stack([*means, means[0].new_tensor(self.quarantined)])
-            reduced = trainer.strategy.reduce(counted, reduce_op="mean")
-            assert isinstance(reduced, Tensor)
-            *losses, quarantined = reduced.tolist()
-            row |= {f"train/{name}": value for name, value in zip(self.sums, losses, strict=True)}
-            if quarantined:
-                row["quarantined"] = round(quarantined * trainer.world_size)
-            assert module.grad_norm is not None
+            row |= {f"train/{name}": total / self.steps for name, total in self.sums.items()}
+            if self.quarantined:
+                row["quarantined"] = self.quarantined
             row |= {
                 "lr": module.learning_rate(step - 1),
-                "grad_norm": float(module.grad_norm),
+                "grad_norm": module.report.grad_norm,
                 "ema_decay": module.ema.decay,
             }
             row |= self._clock.rates(step)
-            self.sums, self.micro_batches = {}, 0
-        row |= module.step_metrics
+            self.sums, self.steps = {}, 0
+        row |= module.counts | module.step_metrics
         module.step_metrics = {}
         if trainer.is_global_zero:
             self.unwritten.append(row)
@@ -85,10 +78,10 @@ class Metrics(StepCallback):
                 logger.log_metrics(row, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "micro_batches": self.micro_batches, "quarantined": self.quarantined}
+        return {"sums": dict(self.sums), "steps": self.steps, "quarantined": self.quarantined}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums, self.micro_batches = dict(state_dict["sums"]), state_dict["micro_batches"]
+        self.sums, self.steps = dict(state_dict["sums"]), state_dict["steps"]
         self.quarantined = state_dict["quarantined"]
 
 

@@ -17,7 +17,7 @@ class Previews(StepCallback):
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if trainer.is_global_zero and self.is_due(trainer, step):
             with module.aside():
-                picture = module.preview(module.ema.network, held_out(trainer, module))
+                picture = module.preview(module.ema.network, held_out(trainer, module, whole=True))
                 folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"
                 with said_not_raised("a preview is lost"):
                     folder.mkdir(parents=True, exist_ok=True)

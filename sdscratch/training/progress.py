@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 import lightning as L
 from rich.console import Console
@@ -41,9 +40,6 @@ class ProgressBar(StepCallback):
             )
             self.progress.start()
 
-    def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
-        self._latest = outputs["logged"]["loss"]
-
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if not trainer.is_global_zero:
             return
@@ -52,7 +48,7 @@ class ProgressBar(StepCallback):
             seconds = time.perf_counter() - self.start
             rate = (step - self.first_step) * module.global_batch_size / seconds
         if due:
-            self.loss = float(self._latest)
+            self.loss = module.report.loss if module.report.is_finite else float("nan")
         if self.progress:
             self.progress.update(self.task, completed=step, loss=self.loss, rate=rate)
         elif due:

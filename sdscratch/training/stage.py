@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
@@ -15,12 +18,45 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdscratch.errors import ConfigError
+from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
+from sdscratch.training.injection import disturb
 from sdscratch.training.optim import parameter_groups
 from sdscratch.training.weights import misfits
 
+if TYPE_CHECKING:
+    from sdscratch.training.guards import Guard
+    from sdscratch.training.preemption import StopSignals
+
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 LrSchedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What all ranks know of the latest optimizer step, before it is taken.
+
+    losses: means over ranks and micro-batches, by name; "loss" is the one that is minimised. bad_ranks: where that one is not
+    finite. quarantined: bad samples that others stood in for. stop: number of the signal that asks the run to stop, or 0.
+    overflow: the gradient is not finite, but may be so at a smaller scale, which 16-mixed precision looks for.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=dict)
+    bad_ranks: tuple[int, ...] = ()
+    grad_norm: float = 0.0
+    quarantined: int = 0
+    stop: int = 0
+    overflow: bool = False
+
+    @property
+    def loss(self) -> float:
+        """The one that is minimised."""
+        return self.losses["loss"]
+
+    @property
+    def is_finite(self) -> bool:
+        """Of the loss on every rank, and of the gradient."""
+        return not self.bad_ranks and math.isfinite(self.grad_norm)
 
 
 class Stage(L.LightningModule):
@@ -28,7 +64,10 @@ class Stage(L.LightningModule):
 
     A stage says what the loss of a batch is (`losses`), how good a network is on the held-out set (`evaluate`), what it
     can show (`preview`) and what it leaves behind (`save`). Numbers for the metrics row of the current step are put into
-    `step_metrics`; whoever writes the row empties it.
+    `step_metrics`; whoever writes the row empties it. `counts` are numbers for every later row, over the whole run.
+
+    At each optimizer step all ranks agree on a `report`; `guard` decides by it whether the step is taken, and the first of
+    the `stop_signals` of any rank ends training after it.
     """
 
     def __init__(
@@ -51,7 +90,13 @@ class Stage(L.LightningModule):
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
         self.grad_norm: Tensor | None = None
+        self.guard: Guard | None = None
+        self.stop_signals: StopSignals | None = None
+        self.report = StepReport()
+        self._micro_batches: list[dict[str, Tensor]] = []  # losses of those of the present step
+        self._quarantined = 0
         self.val_loss: float | None = None  # at this step, if it was measured
         self.settings: dict[
             str, Any
@@ -88,7 +133,12 @@ class Stage(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         losses = self.losses(batch)
-        return {"loss": losses["loss"], "logged": {name: value.detach() for name, value in losses.items()}}
+        if self.trainer.datamodule is not None:
+            position = self.trainer.datamodule.positions(self.global_step).start
+            losses["loss"] = disturb(losses["loss"], position // self.global_batch_size, self.global_rank)
+        self._micro_batches.append({name: value.detach().float() for name, value in losses.items()})
+        self._quarantined += len(batch["quarantined"])
+        return {"loss": losses["loss"]}
 
     def constrain(self) -> None:
         """Bring the weights back to where they may be, after each step; most may be anywhere."""
@@ -99,24 +149,59 @@ class Stage(L.LightningModule):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.first_moments})
         return optimizer
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        """Clip by the global norm, and keep that norm. Here because Lightning refuses clipping with a fused optimizer."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)  # a fused optimizer would do so itself, but after the clipping
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
-
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step number `step` (from 0): the configured peak times the schedule."""
         return self.peak_lr * self.lr_schedule(step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Set the rate that this step should have, whatever a checkpoint brought along; then step, then average."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.global_step)
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.constrain()
-        self.ema.update(self.network)
+        """Forward, backward, clip; agree; then step at the rate that this step should have, and average.
+
+        The step counts as done when it is not taken, too: positions are a function of the number of steps.
+        """
+        optimizer_closure()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer.optimizer)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        self.report = self._agree(self.grad_norm, scale=scaler.get_scale() if scaler is not None else 1.0)
+        if self.report.stop:
+            self.trainer.should_stop = True
+        if self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.global_step)
+            if scaler is None:
+                super().optimizer_step(epoch, batch_idx, optimizer, lambda: None)
+            else:
+                scaler.step(optimizer.optimizer)
+            self.constrain()
+            self.ema.update(self.network)
+        if scaler is not None:
+            scaler.update()
+
+    def _agree(self, grad_norm: Tensor, scale: float) -> StepReport:
+        """One all-reduce and one wait for the device, for all that ranks must agree on before an optimizer step.
+
+        Gradients are the same on all ranks by now, so their norm needs no words.
+        """
+        names = list(self._micro_batches[0])
+        losses = [torch.stack([losses[name] for losses in self._micro_batches]).mean() for name in names]
+        own = losses[names.index("loss")]
+        bad = torch.zeros(self.trainer.world_size, device=own.device)
+        bad[self.global_rank] = ~own.isfinite()
+        number = self.stop_signals.number if self.stop_signals else 0
+        counts = [self._quarantined, number == signal.SIGTERM, number == signal.SIGINT]
+        said = torch.cat([torch.stack(losses), bad.new_tensor(counts), bad])
+        *totals, norm = torch.cat([ranks.add_up(said), grad_norm.float()[None]]).tolist()
+        quarantined, terminated, interrupted, *bad_ranks = totals[len(names) :]
+        self._micro_batches, self._quarantined = [], 0
+        return StepReport(
+            losses={name: total / self.trainer.world_size for name, total in zip(names, totals, strict=False)},
+            bad_ranks=tuple(rank for rank, is_bad in enumerate(bad_ranks) if is_bad),
+            grad_norm=norm,
+            quarantined=int(quarantined),
+            stop=signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0,
+            overflow=scale > 1 and not any(bad_ranks) and not math.isfinite(norm),
+        )
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -129,11 +214,7 @@ class Stage(L.LightningModule):
 
     def add_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of every rank's `values`, float64, on the CPU."""
-        if self.trainer.world_size == 1:
-            return values
-        summed = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        return summed.cpu()
+        return ranks.add_up(values.to(self.device)).cpu() if ranks.together() else values
 
     def samples_seen(self, step: int) -> int:
         """Over the whole run, after `step` optimizer steps."""
@@ -148,6 +229,7 @@ class Stage(L.LightningModule):
         checkpoint["ema"] = self.ema.state_dict()
         checkpoint["samples_seen"] = self.samples_seen(self.global_step)
         checkpoint["settings"] = self.settings
+        checkpoint["skipped"] = self.trainer.datamodule.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ConfigError, naming tensors, where the checkpoint is of another network than this one."""

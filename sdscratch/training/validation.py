@@ -13,10 +13,13 @@ from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback
 
 
-def held_out(trainer: L.Trainer, module: Stage) -> Iterator[Any]:
-    """The fixed validation batches of this rank, where the averaged network is: after fitting, the module is not."""
+def held_out(trainer: L.Trainer, module: Stage, whole: bool = False) -> Iterator[Any]:
+    """The fixed validation batches of this rank, where the averaged network is: after fitting, the module is not.
+
+    whole: those of all ranks, for what one rank does alone.
+    """
     device = next(module.ema.network.parameters()).device
-    for batch in trainer.datamodule.val_dataloader():
+    for batch in trainer.datamodule.val_dataloader(whole):
         yield module.transfer_batch_to_device(batch, device, 0)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+import sdscratch
 from sdscratch.run_folder import RunFolder
 
 LONG = os.environ.get("SDS_FAULTS") == "long"
@@ -98,7 +99,8 @@ class ForkServer:
 
     def __enter__(self) -> ForkServer:
         words = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(self.folder / "socket")]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "PYTHONPATH": str(Path(sdscratch.__file__).parents[1])}  # the copy that is tested
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n", "the fork server did not start"
         return self
@@ -166,6 +168,16 @@ def state_hashes(run: RunFolder) -> dict[str, str]:
     content = checkpoint.load()
     parts = ("global_step", "samples_seen", "state_dict", "ema", "optimizer_states", "callbacks")
     return {part: _hash(content[part]) for part in parts}
+
+
+def assert_same_run(run: RunFolder, reference: RunFolder) -> None:
+    """Every row, the weights, their average, the optimizer, and the checkpoints that are kept; nothing half done is left."""
+    assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(reference)]
+    assert differing_rows(run, reference) == 0
+    assert state_hashes(run) == state_hashes(reference)
+    kept = [(c.step, c.val_loss) for c in run.checkpoints()]
+    assert kept == [(c.step, c.val_loss) for c in reference.checkpoints()]
+    assert len([path for path in run.checkpoint_folder.iterdir() if path.is_file()]) == 2 * len(kept)
 
 
 def _hash(value: Any) -> str:

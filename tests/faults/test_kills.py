@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import pytest
-from harness import LONG, ForkServer, differing_rows, rows, state_hashes, wait_until
+from harness import LONG, ForkServer, assert_same_run, rows, wait_until
 
 from sdscratch.run_folder import RunFolder
 
@@ -22,30 +19,13 @@ RUN = (
     "callbacks.validation={_target_: sdscratch.training.Validation, every: 8}",
     "callbacks.checkpoints={every: 2, keep_last: 2, keep_every: 10}",
 )
+SHORT = (*RUN, "max_steps=8", "callbacks.validation=null")
 
 
-class Reference(NamedTuple):
-    """The run that was never killed, and how long it took."""
-
-    run: RunFolder
-    seconds: float
-
-
-@pytest.fixture(scope="module")
-def reference(server: ForkServer, train_words, tmp_path_factory) -> Reference:
-    runs = tmp_path_factory.mktemp("reference")
-    attempt = server.attempt(train_words(runs, *RUN))
-    assert attempt.rc == 0, attempt.output
-    return Reference(RunFolder(runs / "tiny"), attempt.seconds)
-
-
-def assert_same_run(run: RunFolder, reference: RunFolder) -> None:
-    """Every loss row, the weights, their average, the optimizer and the checkpoints that are kept."""
-    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
-    assert differing_rows(run, reference) == 0
-    assert state_hashes(run) == state_hashes(reference)
-    assert [c.step for c in run.checkpoints()] == [c.step for c in reference.checkpoints()]
-    assert len(list(run.checkpoint_folder.iterdir())) == 2 * len(run.checkpoints())
+@pytest.fixture
+def reference(finished):
+    """The run that was never killed."""
+    return finished(*RUN)
 
 
 def killed_until_done(
@@ -76,7 +56,7 @@ def test_killed_at_random_times_and_resumed_no_row_and_no_bit_differs(server, tr
 def test_without_their_parent_loader_workers_vanish_and_the_folder_is_free(server, train_words, tmp_path):
     running = server.start(train_words(tmp_path, *RUN, "max_steps=100000"))
     run = RunFolder(tmp_path / "tiny")
-    wait_until(lambda: len(run.read_metrics()) >= 3, 60)
+    wait_until(lambda: len(run.read_metrics()) >= 3)
     assert len(running.group()) == 3
     running.kill(whom="parent")
     assert running.wait().rc == -signal.SIGKILL
@@ -85,25 +65,33 @@ def test_without_their_parent_loader_workers_vanish_and_the_folder_is_free(serve
     wait_until(lambda: running.group() == [], 30)
 
 
+@pytest.fixture(scope="module")
+def killed_once(server, train_words, tmp_path_factory) -> RunFolder:
+    """A run whose process, but not its workers, was killed between two steps."""
+    runs = tmp_path_factory.mktemp("killed")
+    run = RunFolder(runs / "tiny")
+    running = server.start(train_words(runs, *SHORT))
+    wait_until(lambda: len(run.checkpoints()) >= 1)
+    running.kill(whom="parent")
+    assert running.wait().rc == -signal.SIGKILL
+    assert rows(run)[-1]["step"] < 8
+    return run
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
-def test_a_killed_run_goes_on_with_any_number_of_workers(
-    server, train_words, reference, killed_once, tmp_path, workers
-):
-    run = RunFolder(tmp_path / "tiny")
-    shutil.copytree(killed_once, run.path)
+def test_a_killed_run_goes_on_with_any_number_of_workers(server, finished, killed_once, copied, workers):
+    run = copied(killed_once)
     attempt = server.attempt(["resume", str(run.path), f"dataset.num_workers={workers}"])
     assert attempt.rc == 0, attempt.output
     assert_same_run(run, reference.run)
 
 
-@pytest.fixture(scope="module")
-def killed_once(server, train_words, tmp_path_factory) -> Path:
-    """A run whose process, but not its workers, was killed between two steps."""
-    runs = tmp_path_factory.mktemp("killed")
-    run = RunFolder(runs / "tiny")
-    running = server.start(train_words(runs, *RUN))
-    wait_until(lambda: len(run.checkpoints()) >= 2, 60)
-    running.kill(whom="parent")
-    assert running.wait().rc == -signal.SIGKILL
-    assert rows(run)[-1]["step"] < STEPS
-    return run.path
+def test_a_run_that_lives_for_two_steps_at_a_time_arrives_all_the_same(server, train_words, finished, tmp_path):
+    """The first steps after a resume are where others go wrong: a save in the middle of an accumulation, a batch too many."""
+    words, run = train_words(tmp_path, *SHORT, "resume_from=auto"), RunFolder(tmp_path / "tiny")
+    for step in (2, 4, 6, 8):
+        assert server.attempt(words, env={"SDS_CRASH_AT": "save:sidecar"}).rc == 9
+        assert run.checkpoints()[-1].step == step
+    attempt = server.attempt(words)
+    assert attempt.rc == 0, attempt.output
+    assert_same_run(run, finished(*SHORT).run)

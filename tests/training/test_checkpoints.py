@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
+from stages import autoencoder, clip, fit, image_batch
+from tiny import BARE, files_of_at_most
 
+from sdscratch.commands.train import train
 from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import Checkpoints, Metrics, Plots, Previews, ProgressBar, Validation
@@ -84,3 +89,35 @@ def test_a_callback_that_would_never_act_is_refused(kind):
 def test_keeping_no_checkpoint_at_all_is_refused():
     with pytest.raises(ConfigError, match="keep_last is 0"):
         Checkpoints(every=10, keep_last=0)
+
+
+def test_rows_of_metrics_wait_for_room_on_the_disk(tmp_path, capsys):
+    class MakeRoom(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+            if trainer.global_step == 3:
+                limit.close()
+
+    with ExitStack() as limit:
+        limit.enter_context(files_of_at_most(100))
+        callbacks = [Metrics(every=1), MakeRoom()]
+        fit(autoencoder(), image_batch(), callbacks=callbacks, max_steps=5, default_root_dir=tmp_path)
+    assert capsys.readouterr().err.count("warning: metrics.csv waits: cannot write") == 3
+    assert [row["step"] for row in RunFolder(tmp_path).read_metrics()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("module", "measures", "loss"),
+    [
+        (autoencoder, {"val/reconstruction": 0.25, "val/psnr": 20.0}, 0.25),
+        (clip, {"val/r_at_1": 0.75, "val/r_at_1_chance": 0.1}, 0.25),
+    ],
+)
+def test_every_stage_has_a_number_that_its_best_checkpoint_is_chosen_by(module, measures, loss):
+    assert module().validation_loss(measures) == loss
+
+
+def test_side_cars_tell_the_validation_loss_of_their_own_step_only(tiny_run, tiny_config):
+    known = {row["step"]: row.get("val/loss") for row in tiny_run.read_metrics()}
+    assert [c.val_loss for c in tiny_run.checkpoints()] == [known[c.step] for c in tiny_run.checkpoints()]
+    run = train(tiny_config(*BARE, "max_steps=4", "callbacks.validation.every=4", "callbacks.checkpoints.every=2"))
+    assert [(c.step, c.val_loss is None) for c in run.checkpoints()] == [(2, True), (4, False)]

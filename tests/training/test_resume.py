@@ -10,8 +10,10 @@ import torch
 from stages import PowerCut, watched
 from tiny import BARE, SMALLER, compose_tiny
 
+from sdscratch.cli import main
 from sdscratch.commands.train import train
 from sdscratch.run_folder import RunFolder
+from sdscratch.training import WarmupCosine
 
 MACHINE = ("samples_per_second", "data_wait")
 """What the clock says, which no two runs share."""
@@ -124,3 +126,74 @@ def test_a_run_that_was_stopped_before_it_wrote_its_model_writes_it_when_resumed
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (run.model_folder / weights).read_bytes() == (accumulated.model_folder / weights).read_bytes()
     assert run.state()["status"] == "done"
+
+
+# A run goes on as the run that it is
+
+FEW = (*SMALLER, "max_steps=2", "callbacks.checkpoints={every: 2, keep_last: 9}", "dataset.count=8")
+
+
+@pytest.fixture
+def short(tiny_config, tmp_path) -> RunFolder:
+    """Two steps, on data of its own."""
+    return train(tiny_config(*FEW, f"paths.data={tmp_path}"))
+
+
+def resume(run: RunFolder, *overrides: str) -> int:
+    return main(["resume", str(run.path), "max_steps=4", *overrides])
+
+
+def content_of(run: RunFolder) -> dict:
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["seed=1"], ["seed: 0 -> 1", "text_encoder.fingerprint: ", "vae.fingerprint: "]),  # whose weights it draws
+        (["global_batch_size=8"], ["global_batch_size: 4 -> 8"]),
+        (["model.block_out_channels=[32, 16]"], ["model.block_out_channels: [16, 16] -> [32, 16]"]),
+        (["dataset.drawn_with=7", "dataset.path=${paths.data}/other"], ["dataset.fingerprint: "]),
+        (
+            ["text_encoder.num_hidden_layers=2"],
+            ["text_encoder.fingerprint: ", "text_encoder.num_hidden_layers: 1 -> 2"],
+        ),
+    ],
+)
+def test_another_run_is_refused_with_what_differs_and_nothing_is_touched(short, capsys, overrides, lines):
+    before = content_of(short)
+    capsys.readouterr()
+    assert resume(short, *overrides) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"sdscratch: {short.path} would be another run than it was.")
+    assert [found.strip()[: len(line)] for found, line in zip(said[1:], lines, strict=True)] == lines
+    assert content_of(short) == before
+
+
+def test_who_insists_is_obeyed_and_samples_are_counted_as_they_were_seen(short):
+    assert resume(short, "global_batch_size=8", "resume.allow_change=[global_batch_size]") == 0
+    assert [(row["step"], row["samples_seen"]) for row in short.read_metrics()] == [(1, 4), (2, 8), (3, 16), (4, 24)]
+    assert [c.samples_seen for c in short.checkpoints()] == [8, 24]
+    changed = {change["key"]: (change["step"], change["old"], change["new"]) for change in short.lineage()["changes"]}
+    assert changed["global_batch_size"] == (2, 4, 8)
+    assert main(["resume", str(short.path), "max_steps=5"]) == 0  # as it has become
+    assert short.state()["samples_seen"] == 32
+
+
+def test_a_network_of_another_shape_is_refused_even_to_who_insists(short, capsys):
+    assert resume(short, "model.block_out_channels=[32, 16]", "resume.allow_change=[model]") == 2
+    assert "another network than the one configured" in capsys.readouterr().err
+
+
+def test_what_may_change_is_printed_and_recorded_with_the_step_from_which_it_holds(short, capsys):
+    assert resume(short, "optimizer.lr=2.0e-3") == 0
+    assert "  changed: optimizer.lr: 0.001 -> 0.002\n" in capsys.readouterr().out
+    assert {"step": 2, "key": "optimizer.lr", "old": 0.001, "new": 0.002} in short.lineage()["changes"]
+    assert short.read_metrics()[-1]["lr"] == 2e-3 * WarmupCosine(4, 5, 0.1)(3)
+
+
+def test_changes_that_were_lost_with_their_steps_are_no_part_of_the_record(short):
+    assert resume(short, "optimizer.lr=2.0e-3") == 0
+    short.checkpoint_path(4).write_bytes(b"damaged")
+    assert main(["resume", str(short.path), "max_steps=5", "optimizer.lr=1.0e-3"]) == 0
+    assert [(change["step"], change["key"]) for change in short.lineage()["changes"]] == [(2, "max_steps")]

@@ -1,0 +1,77 @@
+"""Stopping by signal: at the next step boundary while training, at once before and after, without asking on the second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning as L
+
+from sdscratch.errors import StoppedError
+
+PASSED_ON = signal.SIGUSR1
+"""By which the process that launched ranks passes a signal on, and SLURM may announce a preemption. Never a second one."""
+
+ANNOUNCEMENT = b"stopping at the next step boundary; once more stops at once\n"
+
+
+def stopped(run: object, number: int, step: int | None = None) -> StoppedError:
+    """What to raise when signal `number` has stopped a run, after `step` steps if any were taken."""
+    when = "" if step is None else f" after step {step}"
+    return StoppedError(
+        f"{run} was stopped by {signal.Signals(number).name}{when}: `sdscratch resume {run}` goes on", number
+    )
+
+
+class StopSignals:
+    """In `with StopSignals(run):`, SIGTERM and SIGINT ask the run to stop.
+
+    While `at_boundaries`, the first one only sets `number`, which the ranks agree on at each step boundary; else there is
+    nothing to lose, and it raises StoppedError there and then. A second one ends the process: files are whole or not there.
+
+    run: how to name the run to the user. announce: tell whoever sent the signal what it will do.
+    """
+
+    def __init__(self, run: str, announce: bool = True) -> None:
+        self.run, self.announce = run, announce
+        self.number, self.at_boundaries = 0, False
+        self._asked_directly = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # only there Python lets signals be handled
+            for number in (signal.SIGTERM, signal.SIGINT, PASSED_ON):
+                self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if number == PASSED_ON:
+            number = signal.SIGTERM
+        elif self._asked_directly:
+            os._exit(128 + number)
+        else:
+            self._asked_directly = True
+        self.number = self.number or number
+        if not self.at_boundaries:
+            raise stopped(self.run, self.number)
+        if self.announce:
+            os.write(2, ANNOUNCEMENT)
+
+
+def without_lightnings_signals(trainer: L.Trainer) -> None:
+    """Keep Lightning from handling signals itself.
+
+    Lightning 2.6.6 would replace our handlers, hang when one rank alone is stopped, and broadcast a flag, waiting for the
+    device, at every micro-batch. There is no public way to say so.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
