@@ -33,7 +33,7 @@ from sdscratch.randomness import key
 from sdscratch.run_folder import Checkpoint, RunFolder
 from sdscratch.training import LatentDiffusion, RunFolderIO, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
-from sdscratch.training.preemption import StopSignals, stopped, without_lightnings_signals
+from sdscratch.training.preemption import StopNow, StopSignals, stopped, without_lightnings_signals
 from sdscratch.training.rewind import Start, start_at, turn_back
 from sdscratch.training.step_callback import said_not_raised
 from sdscratch.training.validation import held_out
@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> RunFolder:
                 gc.collect()  # after a rewind, before the network is made again
         except BaseException as error:
             if folder.is_locked and folder.state().get("status") == "running":
-                status = "stopped" if isinstance(error, (StoppedError, KeyboardInterrupt)) else "failed"
+                status = "stopped" if isinstance(error, (StoppedError, StopNow)) else "failed"
                 with suppress(CannotWriteError):
                     folder.set_state(status=status)
             raise
@@ -124,19 +124,15 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
 
     callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
     trainer = _trainer(cfg, folder, callbacks, build_named(cfg.logger) if ranks.is_first() else {})
-    try:
-        trainer.fit(module, datamodule, ckpt_path=start.checkpoint and str(start.checkpoint.path), weights_only=True)
-    finally:
-        signals.at_boundaries = False
-    step = trainer.global_step
-    if module.report.stop:
+    trainer.fit(module, datamodule, ckpt_path=start.checkpoint and str(start.checkpoint.path), weights_only=True)
+    step, stop = trainer.global_step, ranks.highest(signals.number, trainer.strategy.root_device)
+    signals.at_boundaries = False
+    if stop:
         with said_not_raised("state.json is out of date"):
             if trainer.is_global_zero:
                 folder.set_state(status="stopped", step=step, samples_seen=module.samples_seen(step))
         _part(trainer, "aborted")
-        raise stopped(folder.path, module.report.stop, step)
-    if signals.number:  # too late for the others to know: they are told by this process' end
-        raise stopped(folder.path, signals.number, step)
+        raise stopped(folder.path, stop, step)
     if (guard := module.guard) and guard.gave_up:
         since = guard.bad_since
         assert since is not None

@@ -37,7 +37,8 @@ class Checkpoints(StepCallback):
         self.failures = 0
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        if self.is_due(trainer, step) or module.report.stop:
+        good = module.report.is_finite or step == trainer.max_steps  # else it would crowd out one to go back to
+        if (self.is_due(trainer, step) and good) or module.report.stop:
             with module.aside():
                 self.save(trainer, module, step)
 

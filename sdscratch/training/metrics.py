@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -59,11 +60,9 @@ class Metrics(StepCallback):
             row |= {f"train/{name}": total / self.steps for name, total in self.sums.items()}
             if self.quarantined:
                 row["quarantined"] = self.quarantined
-            row |= {
-                "lr": module.learning_rate(step - 1),
-                "grad_norm": module.report.grad_norm,
-                "ema_decay": module.ema.decay,
-            }
+            row |= {"lr": module.learning_rate(step - 1), "ema_decay": module.ema.decay}
+            if math.isfinite(module.report.grad_norm):
+                row["grad_norm"] = module.report.grad_norm
             row |= self._clock.rates(step)
             self.sums, self.steps = {}, 0
         row |= module.counts | module.step_metrics

@@ -26,11 +26,16 @@ def stopped(run: object, number: int, step: int | None = None) -> StoppedError:
     )
 
 
+class StopNow(BaseException):
+    """Raised by a signal; no Exception, which libraries may take for a failure of what they were doing just then."""
+
+
 class StopSignals:
     """In `with StopSignals(run):`, SIGTERM and SIGINT ask the run to stop.
 
     While `at_boundaries`, the first one only sets `number`, which the ranks agree on at each step boundary; else there is
-    nothing to lose, and it raises StoppedError there and then. A second one ends the process: files are whole or not there.
+    nothing to lose, and the block ends there and then, with StoppedError. A second one ends the process: files are whole
+    or not there.
 
     run: how to name the run to the user. announce: tell whoever sent the signal what it will do.
     """
@@ -52,6 +57,8 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, StopNow):
+            raise stopped(self.run, self.number) from None
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == PASSED_ON:
@@ -62,7 +69,7 @@ class StopSignals:
             self._asked_directly = True
         self.number = self.number or number
         if not self.at_boundaries:
-            raise stopped(self.run, self.number)
+            raise StopNow
         if self.announce:
             os.write(2, ANNOUNCEMENT)
 

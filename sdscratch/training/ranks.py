@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -54,6 +55,14 @@ def add_up(values: Tensor) -> Tensor:
     return values
 
 
+def highest(number: int, device: torch.device) -> int:
+    """Of the numbers that the ranks have. device: the one that collectives need."""
+    highest = torch.tensor(number, device=device)
+    if together():
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
+
+
 def join_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, which may differ in number, one rank's after the other's."""
     if not together():
@@ -70,5 +79,6 @@ def join_rows(rows: Tensor) -> Tensor:
 def meet_and_part() -> None:
     """Wait for all ranks, then be alone: whoever ends now takes nobody along who still has to save."""
     if together():
-        dist.barrier()
+        with suppress(RuntimeError):  # one that has gone already
+            dist.barrier()
         dist.destroy_process_group()

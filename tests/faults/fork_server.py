@@ -76,15 +76,24 @@ def command(
 
 
 def run(words: list[str]) -> int:
-    """The command line, with Python's own end of a process: exit functions, and a traceback for a bug."""
+    """The command line, with Python's own end of a process: exit functions, and a traceback for a bug.
+
+    `python SCRIPT WORDS` runs a script instead.
+    """
     import atexit
+    import runpy
     import traceback
 
     from sdscratch.cli import main
 
     sys.argv = ["sdscratch", *words]
     try:
-        code: Any = main(words)
+        if words[0] == "python":
+            sys.argv = words[1:]
+            runpy.run_path(words[1], run_name="__main__")
+            code: Any = 0
+        else:
+            code = main(words)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

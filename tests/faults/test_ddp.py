@@ -1,0 +1,154 @@
+"""Two ranks are one run: the same numbers as one rank's, whoever of them is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from harness import LONG, ForkServer, differing_rows, rows, state_hashes, wait_until
+from ranks import Job
+
+from sdscratch.run_folder import RunFolder
+
+KILLS = 30 if LONG else 6
+RUN = (
+    "max_steps=16",
+    "dataset.num_workers=1",
+    "trainer.accumulate_grad_batches=2",
+    "callbacks.checkpoints={every: 3, keep_last: 2}",
+    "callbacks.metrics.every=2",
+)
+GRADIENT = (
+    "max_steps=1",
+    "optimizer._target_=torch.optim.SGD",
+    *(f"~optimizer.{name}" for name in ("betas", "eps", "fused")),
+    "optimizer={lr: 1.0, weight_decay: 0.0}",
+    "lr_schedule=warmup_constant",
+    "lr_schedule.warmup_steps=0",
+    "stage.max_grad_norm=1.0e9",
+    "global_batch_size=8",
+    "callbacks.validation={_target_: sdscratch.training.Validation, every: 1}",
+)
+STAGES = {
+    "diffusion": (),
+    "autoencoder": ("stage=autoencoder", "vae=kl_tiny"),
+    "clip": ("stage=clip", "text_encoder=clip_tiny"),
+}
+
+
+def finished(attempts) -> None:
+    for attempt in attempts:
+        assert attempt.rc == 0, attempt.output
+
+
+@pytest.fixture(scope="module")
+def reference(server: ForkServer, train_words, tmp_path_factory) -> tuple[RunFolder, float]:
+    """Two ranks that nobody kills, and how long they took."""
+    runs = tmp_path_factory.mktemp("reference")
+    attempts = Job(server, train_words(runs, *RUN)).wait()
+    finished(attempts)
+    return RunFolder(runs / "tiny"), max(attempt.seconds for attempt in attempts)
+
+
+def test_killed_at_random_times_one_rank_or_all_no_row_and_no_bit_differs(server, train_words, reference, tmp_path):
+    times, kills, number = Random(0), 0, 0
+    whole, seconds = reference
+    while kills < KILLS:
+        number += 1
+        run = RunFolder(tmp_path / f"run{number}")
+        words = train_words(tmp_path, *RUN, f"name=run{number}", "resume_from=auto")
+        done = False
+        while not done:
+            job = Job(server, words)
+            if kills < KILLS and not job.ends_within(times.uniform(0.3, 0.9) * seconds):
+                kills += 1
+                job.kill(rank=None if kills % 2 else times.randrange(2))
+            attempts = job.wait(timeout=20)  # a rank that is left alone ends by itself
+            done = any(attempt.rc == 0 for attempt in attempts)  # the other one may have been killed on its way out
+            assert done == (run.state().get("status") == "done"), [attempt.output for attempt in attempts]
+        assert differing_rows(run, whole) == 0
+        assert state_hashes(run) == state_hashes(whole)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_have_the_gradient_and_the_measures_of_one_with_twice_the_batch(server, train_words, tmp_path, stage):
+    """One step of plain descent at rate 1: the weights are the first ones minus the gradient."""
+    tiny = [word for word in train_words(tmp_path, *GRADIENT) if stage == "diffusion" or not word.startswith("model.")]
+    if stage != "diffusion":
+        tiny = [w for w in tiny if not w.startswith(("experiment=",))] + [
+            "dataset=shapes",
+            "dataset={count: 60, val_count: 15, resolution: 32, val_samples: 15}",
+            "trainer=cpu",
+            "logger=none",
+            *STAGES[stage],
+        ]
+    finished([server.attempt([*tiny, "name=one"]), *Job(server, [*tiny, "name=two"]).wait()])
+    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    contents = [run.newest_intact_checkpoint().load() for run in (one, two)]
+    scale = max(float(tensor.abs().max()) for tensor in contents[0]["state_dict"].values())
+    for name, tensor in contents[0]["state_dict"].items():
+        torch.testing.assert_close(contents[1]["state_dict"][name], tensor, rtol=1e-4, atol=2e-6 * scale, msg=name)
+    for name, value in rows(one)[-1].items():
+        assert rows(two)[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert any(name.startswith("val/") for name in rows(one)[-1])
+
+
+def test_world_sizes_one_and_two_lose_the_same_over_a_hundred_steps(server, train_words, tmp_path):
+    words = train_words(tmp_path, "max_steps=100", "callbacks.checkpoints=null")
+    finished([server.attempt([*words, "name=one"]), *Job(server, [*words, "name=two"]).wait()])
+    one, two = ([row["train/loss"] for row in rows(RunFolder(tmp_path / name))] for name in ("one", "two"))
+    assert len(one) == len(two) == 100
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(server, train_words, reference, tmp_path):
+    words = train_words(tmp_path, *RUN, "resume_from=auto")
+    job = Job(server, words)
+    run = RunFolder(tmp_path / "tiny")
+    wait_until(lambda: bool(run.checkpoints()), 60)
+    job.kill()
+    job.wait()
+    finished([server.attempt(words)])
+    losses = [[row["train/loss"] for row in rows(folder)] for folder in (run, reference[0])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_gone_ends_the_other_at_once(server, train_words, tmp_path, rank):
+    job = Job(server, train_words(tmp_path, *RUN, "max_steps=100000"))
+    run = RunFolder(tmp_path / "tiny")
+    wait_until(lambda: len(run.read_metrics()) >= 2, 60)
+    job.kill(signal.SIGKILL, rank)
+    left = job.ranks[1 - rank]
+    assert left.ends_within(10)
+    assert left.wait().rc not in (0, 143)
+    job.ranks[rank].wait()
+
+
+def test_the_second_job_in_a_run_folder_is_refused_on_all_ranks(server, train_words, tmp_path: Path):
+    first = Job(server, train_words(tmp_path, *RUN, "max_steps=100000"))
+    run = RunFolder(tmp_path / "tiny")
+    wait_until(lambda: len(run.read_metrics()) >= 2, 60)
+    for attempt in Job(server, train_words(tmp_path, *RUN, "resume_from=auto")).wait():
+        assert attempt.rc == 2 and "is in use by process" in attempt.output, attempt.output
+    first.kill()
+    first.wait()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_costs_one_all_reduce_of_gradients_and_one_small_one_however_much_is_accumulated(
+    server, train_words, tmp_path, accumulate
+):
+    script, out = Path(__file__).with_name("collectives.py"), tmp_path / "steps.json"
+    words = train_words(
+        tmp_path, "max_steps=6", "callbacks.checkpoints=null", f"trainer.accumulate_grad_batches={accumulate}"
+    )
+    finished(Job(server, ["python", str(script), str(out), *words]).wait())
+    _, first, *steps, _ = json.loads(out.read_text())  # what comes before the first step, and after the last
+    assert len(steps) == 4
+    for said in steps:
+        assert said == ["c10d::allreduce_", "c10d::allreduce_"], (first, steps)
