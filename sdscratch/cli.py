@@ -70,6 +70,12 @@ VERBS = {
             "sdscratch checkpoints runs/try1 prune keep_last=1 keep_best=0",
         ),
     ),
+    "doctor": Verb(
+        "doctor",
+        "doctor",
+        "Look whether this machine is ready to train: packages, devices, disk, loader, network; exit code 2 if it is not.",
+        ("sdscratch doctor", "sdscratch doctor experiment=tiny trainer=gpu"),
+    ),
     "data shapes": Verb(
         "data_shapes",
         "data/shapes",
@@ -96,7 +102,7 @@ VERBS = {
 FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch")
 """Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
-CONFIG_ERRORS = ("hydra", "omegaconf")
+CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -122,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in CONFIG_ERRORS:
             raise
-        return _complain(error, ConfigError.exit_code)  # a key that a command asked for and the user removed
+        # A key that a command asked for and the user removed, or a value that is no YAML.
+        return _complain(ConfigError(" ".join(str(error).split())), ConfigError.exit_code)
     return 0
 
 
@@ -165,6 +172,9 @@ def _overview(verbs: dict[str, Verb]) -> str:
 
 
 def _run(name: str, words: list[str]) -> None:
+    from sdscratch.doctor.versions import refuse_malicious
+
+    refuse_malicious()
     verb = VERBS[name]
     if verb.config is None:
         _run_on_a_run(name, verb, words)

@@ -67,9 +67,23 @@ class Checkpoint:
 
         mapped: read tensors only when they are looked at, for those who want the plain values.
         """
-        import torch
+        return load_tensors(self.path, mapped)
 
-        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
+
+def load_tensors(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """What torch.save has put into a file, as long as that is tensors and plain values. Raises RunFolderError otherwise."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except Exception as error:  # a file that is none of torch's, or would run code, raises nearly anything
+        reasons = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line]
+        raise RunFolderError(
+            f"{path} cannot be read as tensors and plain values ({(reasons or [type(error).__name__])[0][:200]}). No "
+            "run has written it: delete it, and go on from an older one"
+        ) from error
 
 
 def best_first(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

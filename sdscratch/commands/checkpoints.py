@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sdscratch.config import load_config
 from sdscratch.config.words import did_you_mean
 from sdscratch.errors import ConfigError, RunFolderError, check_whole
 from sdscratch.run_folder import Checkpoint, Retention, RunFolder, best_first
@@ -84,7 +85,7 @@ def prune(folder: RunFolder, words: list[str]) -> None:
 
 def _retention(folder: RunFolder, words: list[str]) -> Retention:
     """As the words say, and where they say nothing as the run was configured."""
-    configured = OmegaConf.load(folder.config_file) if folder.config_file.is_file() else OmegaConf.create()
+    configured = load_config(folder.config_file) if folder.config_file.is_file() else OmegaConf.create()
     settings = OmegaConf.select(configured, "callbacks.checkpoints") or {}
     kept: dict[str, Any] = {name: settings[name] for name in KEEP if name in settings}
     for word in words:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from sdscratch.commands.train import train
-from sdscratch.config import check_config
+from sdscratch.config import check_config, load_config
 from sdscratch.errors import ConfigError, RunFolderError
 from sdscratch.run_folder import RunFolder
 
@@ -17,8 +17,7 @@ def run(run: str, overrides: list[str]) -> None:
     folder = RunFolder(run)
     if not folder.recipe_file.is_file():
         raise RunFolderError(f"{run} holds no run: expected a folder with recipe.yaml, such as runs/NAME")
-    recipe = OmegaConf.load(folder.recipe_file)
-    assert isinstance(recipe, DictConfig)
+    recipe = load_config(folder.recipe_file)
     cfg = recipe.copy()
     if (Path(cfg.paths.runs) / str(cfg.name)).resolve() != folder.path.resolve():
         cfg.paths.runs = str(_runs(folder.path.resolve(), str(cfg.name)))

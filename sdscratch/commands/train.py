@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
 from sdscratch.commands import launch
-from sdscratch.config import Change, build, build_named, changes, check_identity, save_config, settings
+from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
 from sdscratch.data import DataModule, LatentCollate, check_resolution
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
@@ -310,7 +310,7 @@ def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:
     recipe = cfg.copy()
     recipe.paths = OmegaConf.to_container(cfg.paths, resolve=True)  # from the environment, which may differ next time
     save_config(recipe, folder.recipe_file, resolve=False)
-    words = " ".join(shlex.quote(word) for word in sys.argv[1:])
+    words = mask(" ".join(shlex.quote(word) for word in sys.argv[1:]))
     write_atomically(folder.path / "overrides.txt", lambda file: file.write(f"{words}\n".encode()))
     write_json(
         folder.path / "environment.json",

@@ -20,6 +20,7 @@ from sdscratch.config.signatures import (
     say_value,
     signature,
 )
+from sdscratch.config.targets import check_name
 from sdscratch.config.words import did_you_mean, first_line, join, screen
 from sdscratch.errors import ConfigError
 
@@ -91,6 +92,7 @@ def _bind(values: dict[Any, Any], key: str, problems: list[str]) -> Any:
         if not isinstance(flag, bool):
             problems.append(f"{join(key, name)}: expected bool, found {say_value(flag)}")
     try:
+        check_name(target)
         takes = signature(target)
     except ConfigError as error:
         problems.append(f"{join(key, '_target_')}: {error}")

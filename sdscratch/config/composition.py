@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,7 @@ def compose(verb_config: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     overrides = list(overrides)
     with _hydra(verb_config) as hydra, _readable_errors(hydra, verb_config, overrides):
-        loader = hydra.config_loader
-        cfg = loader.load_configuration(verb_config, overrides, RunMode.RUN, from_shell=False)
-        files, repository = _defaults_list(loader, verb_config, overrides)
-        declared = loader._compose_config_from_defaults_list([f for f in files if not _is_delta(f)], repository)
+        cfg, declared = _load(hydra.config_loader, verb_config, overrides)
     with open_dict(cfg):
         del cfg["hydra"]
     if problems := plain_problems(cfg, declared):
@@ -127,6 +125,30 @@ def _hydra(verb_config: str) -> Iterator[Any]:
             yield hydra
     finally:
         GlobalHydra.instance().hydra = before
+
+
+def _load(loader: Any, verb_config: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
+    """The configuration with Hydra's own part, and what its primary config and groups declare.
+
+    Both from one reading of the files, which is what takes the time: by stepping into Hydra where it has read them.
+    """
+    declared, compose_files = DictConfig({}), loader._compose_config_from_defaults_list
+
+    def compose_both(defaults: list[Any], repo: Any) -> DictConfig:
+        nonlocal declared
+        chosen = [file for file in defaults if not _is_hydras(str(file.config_path)) and not _is_delta(file)]
+        cache = dict(repo.cache)
+        for name in [f"config_path={file.config_path}" for file in chosen]:
+            repo.cache[name] = deepcopy(cache[name])  # composing writes into what it reads
+        declared = compose_files(chosen, repo)
+        repo.cache = cache
+        return compose_files(defaults, repo)
+
+    loader._compose_config_from_defaults_list = compose_both
+    try:
+        return loader.load_configuration(verb_config, overrides, RunMode.RUN, from_shell=False), declared
+    finally:
+        loader._compose_config_from_defaults_list = compose_files
 
 
 def _defaults_list(loader: Any, verb_config: str, overrides: list[str]) -> tuple[list[Any], Any]:

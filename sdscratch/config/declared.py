@@ -16,7 +16,7 @@ def plain_problems(cfg: DictConfig, declared: DictConfig, key: str = "") -> list
     """Keys of the composed `cfg` that nothing reads, and values of another type than the declared default.
 
     declared: what the primary config and its groups say, without phase, experiment and command line. null and ??? there
-    take any value, an empty mapping any keys; a section may be switched off with null, and gain further objects.
+    take any value, an empty mapping any keys; objects may be switched off with null, and a section gain further ones.
     """
     names: list[Any] = list(cfg.keys())  # `in` would not see a key whose value is ???
     known = set(declared.keys())
@@ -56,12 +56,19 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, DictConfig) and "_target_" in value
 
 
+def _may_be_off(section: DictConfig) -> bool:
+    """Whether null may stand for it: for an object, and for objects by name, such as callbacks."""
+    return _is_object(section) or all(
+        item is None or _is_object(item) for item in (value_at(section, name) for name in section)
+    )
+
+
 def _misfit(value: Any, default: Any) -> str:
     if default is None or default is UNKNOWN:
         return ""
     if isinstance(default, DictConfig):
         what = "a section with a _target_" if _is_object(default) else "a section"
-        return "" if value is None else f"expected {what}, found {say_value(value)}"
+        return "" if value is None and _may_be_off(default) else f"expected {what}, found {say_value(value)}"
     if isinstance(default, ListConfig):
         return "" if isinstance(value, ListConfig) else f"expected a list, found {say_value(value)}"
     kind = type(default)

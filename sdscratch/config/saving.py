@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sdscratch.config.words import escape_interpolations
+from sdscratch.errors import ConfigError
 from sdscratch.files import write_atomically
 
 MASK = "***"
@@ -36,9 +39,34 @@ def save_config(cfg: DictConfig, path: str | Path, resolve: bool = True) -> None
     write_atomically(Path(path), lambda file: file.write(to_yaml(cfg, resolve).encode()))
 
 
+def load_config(path: str | Path) -> DictConfig:
+    """Read back what save_config has written. Raises ConfigError for a file that is damaged, or holds more than plain YAML."""
+    try:
+        found = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} cannot be read as a configuration ({reason}). Restore it, or start a new run"
+        ) from error
+    if not isinstance(found, DictConfig):
+        raise ConfigError(f"{path} holds no configuration: expected keys and values. Restore it, or start a new run")
+    return found
+
+
+def mask(text: str) -> str:
+    """Text without the values of environment variables that are secrets, such as the shell has put into an override."""
+    for secret in _secrets():
+        if len(secret) >= 8:  # a shorter one is too likely to be part of a word
+            text = text.replace(secret, MASK)
+    return text
+
+
+def _secrets() -> list[str]:
+    return [value for name, value in os.environ.items() if value and SECRET.search(name)]
+
+
 def _masked(cfg: DictConfig, resolve: bool, escape: bool) -> Any:
-    secrets = [value for name, value in os.environ.items() if value and SECRET.search(name)]
-    return _mask(OmegaConf.to_container(cfg, resolve=resolve), secrets, escape)
+    return _mask(OmegaConf.to_container(cfg, resolve=resolve), _secrets(), escape)
 
 
 def _mask(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:
@@ -50,7 +78,4 @@ def _mask(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any
         return value
     if (SECRET.search(str(key)) and not TEXT_TOKEN.search(str(key))) or value in secrets:
         return MASK
-    for secret in secrets:
-        if len(secret) >= 8:  # a shorter one is too likely to be part of a word
-            value = value.replace(secret, MASK)
-    return escape_interpolations(value) if escape else value
+    return escape_interpolations(mask(value)) if escape else mask(value)

@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.models.initialisation import new_embeddings, preserve_variance
 from sdscratch.models.pretrained import load_pretrained
-from sdscratch.models.tokenizer import load_tokenizer, train_tokenizer
+from sdscratch.models.tokenizer import load_tokenizer, read_tokenizer, train_tokenizer
 
 
 @dataclass
@@ -152,7 +152,7 @@ def load_text_encoder(captions: Iterable[str], path: str) -> TextEncoder:
         model = load_pretrained(CLIPTextModel, root / "text_encoder", "CLIP text encoder")
         return TextEncoder(model, load_tokenizer(root / "tokenizer"))
     model = load_pretrained(CLIPTextModel, path, "CLIP text encoder")
-    return TextEncoder(model, CLIPTokenizer.from_pretrained(path, local_files_only=True))
+    return TextEncoder(model, read_tokenizer(path))
 
 
 def new_clip(

@@ -49,9 +49,18 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """Read a tokenizer folder. Raises DataError when there is none."""
+    """Read a tokenizer folder. Raises DataError when there is none, or it is damaged."""
     if not Path(folder).is_dir():
         raise DataError(
             f"no tokenizer in {folder}: expected a folder with tokenizer.json, or vocab.json and merges.txt"
         )
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return read_tokenizer(folder)
+
+
+def read_tokenizer(path: str | Path) -> CLIPTokenizer:
+    """From a folder or a hub id in the local cache. Raises DataError when it cannot be read."""
+    try:
+        return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # damaged files raise nearly anything
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path} holds no tokenizer that can be read ({reason}). Restore it.") from error

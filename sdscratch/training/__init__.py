@@ -16,9 +16,9 @@ _HOMES = {
     "RunFolderIO": "sdscratch.training.checkpoints",
     "Stage": "sdscratch.training.stage",
     "Validation": "sdscratch.training.validation",
+    "WandbTracker": "sdscratch.training.tracking",
     "WarmupConstant": "sdscratch.training.optim",
     "WarmupCosine": "sdscratch.training.optim",
-    "wandb_logger": "sdscratch.training.tracking",
 }
 __all__ = list(_HOMES)
 

@@ -1,53 +1,169 @@
-"""Weights & Biases beside the files: the same rows and pictures, for those who have it."""
+"""Weights & Biases beside the files: the same rows and pictures, for those who have it. Training never waits for it."""
 
 from __future__ import annotations
 
 import os
-from netrc import NetrcParseError, netrc
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from sdscratch.services import wandb_key
+
 Mode = Literal["auto", "online", "offline"]
+SECONDS_TO_START = 4.0  # then it goes offline
+SECONDS_TO_FINISH = 30.0  # for what has not been sent when the run ends
 
 
-def wandb_logger(run_dir: str, name: str | float, project: str = "sdscratch", mode: Mode = "auto") -> WandbLogger:
+class WandbTracker(Logger):
     """One W&B run per run folder, whatever the number of resumes; its id is kept in `wandb/id`.
+
+    A server that refuses, or is silent for SECONDS_TO_START, means offline files instead and one warning; rows go to
+    wandb's own process, which sends them when it can; what that process or the disk cannot take is given up. No failure
+    of tracking reaches training.
 
     name: the run's, which may be a number.
     mode: "auto" goes offline where no key is to be found, so that nobody is asked for one; WANDB_MODE overrules it.
     """
-    import wandb
 
-    if wandb.run is not None:
-        wandb.finish()  # an earlier run of this process, into which Lightning would go on writing
-    folder = Path(run_dir) / "wandb"
-    folder.mkdir(parents=True, exist_ok=True)
-    id_file = folder / "id"
-    if not id_file.exists():
-        id_file.write_text(os.urandom(4).hex())
-    os.environ.setdefault("WANDB_SILENT", "true")
-    chosen = os.environ.get("WANDB_MODE") or mode
-    offline = chosen == "offline" or (chosen == "auto" and not _has_key())
-    return WandbLogger(
-        name=str(name), project=project, id=id_file.read_text().strip(), save_dir=run_dir, offline=offline
-    )
+    def __init__(self, run_dir: str, name: str | float, project: str = "sdscratch", mode: Mode = "auto") -> None:
+        super().__init__()
+        self.run_dir, self.project, self.mode = Path(run_dir), project, mode
+        self._name = str(name)
+        self._run: Any = None
+        self._given_up = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """The id of the W&B run."""
+        file = self.run_dir / "wandb" / "id"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(os.urandom(4).hex())
+        return file.read_text().strip()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started when first asked for; None where that failed. Lightning asks before training begins."""
+        if self._run is None and not self._given_up:
+            self._run = self._start()
+        return self._run
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration lies beside the run."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row; its `step` is the horizontal axis of every curve."""
+        self._log({**metrics, "step": step})
+
+    @rank_zero_only
+    def log_image(self, key: str, picture: Image.Image, step: int) -> None:
+        """A picture, at a step."""
+        import wandb
+
+        self._log({key: wandb.Image(picture), "step": step})
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Send what is left, for SECONDS_TO_FINISH at most; the files stay."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except Exception as error:
+            _warn(
+                f"W&B has not got everything ({_said(error)}): `wandb sync {self.run_dir}/wandb/run-*` sends the rest"
+            )
+
+    def _log(self, row: dict[str, Any]) -> None:
+        run = self.experiment
+        if run is None:
+            return
+        try:
+            run.log(row)
+        except Exception as error:  # its process is gone, its disk is full: whatever it is, it is not worth a run
+            self._give_up(f"W&B has failed ({_said(error)}): going on without it")
+
+    def _start(self) -> Any:
+        mode: Any = os.environ.get("WANDB_MODE") or self.mode
+        if mode == "auto":
+            mode = "online" if wandb_key() else "offline"
+        try:
+            return self._init(mode)
+        except Exception as error:
+            _warn(
+                f"W&B cannot be reached ({_said(error)}): going on offline. "
+                f"`wandb sync {self.run_dir}/wandb/offline-run-*` sends it later"
+            )
+            _end_process()  # it would hold on to the run's id
+        try:
+            return self._init("offline")
+        except Exception as error:
+            self._give_up(f"W&B cannot be used at all ({_said(error)}): going on without it")
+
+    def _init(self, mode: Any) -> Any:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        if not os.environ.get("WANDB_MODE"):
+            os.environ.pop("WANDB_MODE", None)  # empty, as .env.example leaves it, it is no mode to wandb
+        import wandb
+
+        run = wandb.init(
+            project=self.project,
+            name=self.name,
+            id=self.version,
+            dir=str(self.run_dir),
+            mode=mode,
+            resume="allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                x_disable_meta=True,  # the command line, which the shell may have put a secret into
+                console="off",  # it would stand between every print and the terminal
+                init_timeout=SECONDS_TO_START,
+                login_timeout=SECONDS_TO_START,
+                finish_timeout=SECONDS_TO_FINISH,
+                finish_timeout_raises=True,
+            ),
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step", step_sync=True)
+        return run
+
+    def _give_up(self, reason: str) -> None:
+        _warn(reason)
+        self._run, self._given_up = None, True
+        _end_process()  # else it would complain again when the program ends
 
 
 def log_image(trainer: L.Trainer, key: str, picture: Image.Image, step: int) -> None:
-    """Give a picture to the W&B logger, if there is one."""
+    """Give a picture to the W&B run, if there is one."""
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(key, [picture], step=step)
+        if isinstance(logger, WandbTracker):
+            logger.log_image(key, picture, step)
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return "api.wandb.ai" in netrc().hosts
-    except (OSError, NetrcParseError):
-        return False
+def _end_process() -> None:
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
+
+
+def _said(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""Keys of services stay where they are: in no file that a run leaves."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+
+import pytest
+
+from sdscratch.cli import main
+
+
+@pytest.fixture
+def canaries(monkeypatch) -> dict[str, str]:
+    """Secrets of this test alone, in the environment as users have them there."""
+    names = ("WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD")
+    found = {name: f"canary{secrets.token_hex(17)}" for name in names}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+def test_no_file_of_a_run_holds_a_secret(canaries, tmp_path, tiny_data, monkeypatch):
+    """Not one given by interpolation, not one that the shell has put into an override, not one that wandb knows."""
+    import wandb
+
+    words = [
+        "train",
+        *("experiment=tiny", f"paths.runs={tmp_path}", f"paths.data={tiny_data}", "threads=1", "max_steps=2"),
+        *("logger=default", "callbacks.plots=null"),
+        "stage.preview_prompts=['${oc.env:WANDB_API_KEY}', 'with ${oc.env:HF_TOKEN}', " + canaries["MY_PASSWORD"] + "]",
+    ]
+    wandb.teardown()
+    monkeypatch.setattr(sys, "argv", ["sdscratch", *words])
+    assert main(words) == 0
+    wandb.teardown()
+    run = tmp_path / "tiny"
+    assert len([*run.rglob("*.wandb")]) == 1
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 15
+    for name, value in canaries.items():
+        for form in (value.encode(), value.encode().hex().encode(), value.encode("utf-16-le")):
+            assert [str(path.relative_to(run)) for path in files if form in path.read_bytes()] == [], name
