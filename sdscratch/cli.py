@@ -193,6 +193,8 @@ def _run(name: str, words: list[str]) -> None:
     elif options.cfg:
         print(config.to_yaml(config.compose(verb.config, overrides), resolve=options.resolve), end="")
     elif options.multirun:
+        if "RANK" in os.environ:
+            raise ConfigError("-m starts the runs itself, each on all its devices: call it without torchrun")
         config.sweep(verb.config, overrides, partial(_check_and_run, verb.module))
     else:
         _check_and_run(verb.module, config.compose(verb.config, overrides))

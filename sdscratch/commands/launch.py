@@ -31,20 +31,36 @@ from sdscratch.training.preemption import ANNOUNCEMENT, PASSED_ON, stopped
 def ranks_to_start(trainer: DictConfig) -> int:
     """How many ranks this process must start; 0 where it trains itself, alone or as a rank that something else started.
 
-    trainer: the section of the configuration. Raises ConfigError for several nodes, which no single process can start.
+    trainer: the section of the configuration. Raises ConfigError where it does not fit what has been started, and for
+    several nodes, on which no single process can start anything.
     """
-    if is_rank() or world_size(trainer) == 1:
+    size = world_size(trainer)
+    nodes = trainer.get("num_nodes", 1)
+    if is_rank():
+        if _started() != size:
+            raise ConfigError(
+                f"{_started()} processes were started, but trainer.devices={trainer.devices} x trainer.num_nodes={nodes}: "
+                "set them to what torchrun or srun starts; see docs/scaling.md"
+            )
         return 0
-    if trainer.get("num_nodes", 1) > 1:
+    if nodes > 1:
         raise ConfigError(
-            f"trainer.num_nodes={trainer.num_nodes}: start it on every node, by torchrun or srun; see docs/scaling.md"
+            f"trainer.num_nodes={nodes}: start it on every node, by torchrun or srun; see docs/scaling.md"
         )
-    return _devices(trainer)
+    return size if size > 1 else 0
 
 
 def is_rank() -> bool:
     """Whether torchrun (ours or the user's) or srun has started this process as one of several."""
-    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    return _started() > 0
+
+
+def _started() -> int:
+    """How many processes they have started; srun with a single task is no such thing."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    return tasks if tasks > 1 else 0
 
 
 def world_size(trainer: DictConfig) -> int:
