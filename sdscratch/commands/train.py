@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
 from sdscratch.commands import launch
+from sdscratch.commands.assembly import make_stage
 from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
-from sdscratch.data import DataModule, LatentCollate, check_resolution
-from sdscratch.data.captions import captions_of, record_of
+from sdscratch.data import DataModule
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
-from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_factor, fingerprint
-from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
+from sdscratch.models.encoders import fingerprint
 from sdscratch.randomness import key
 from sdscratch.run_folder import Checkpoint, RunFolder
 from sdscratch.training import LatentDiffusion, RunFolderIO, Stage, ranks
@@ -100,7 +99,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     torch.manual_seed(key(cfg.seed, "initial weights", 0))
     datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
     datamodule.start_step, datamodule.skipped = start.step, start.skipped
-    module = _stage(cfg, datamodule, folder)
+    module = make_stage(cfg, datamodule, folder)
     module.stop_signals = signals
     module.settings = settings(cfg) | _fingerprints(datamodule, module)
     changed = _changes(cfg, folder, start.checkpoint, module.settings)
@@ -210,58 +209,6 @@ def _starting_point(folder: RunFolder, cfg: DictConfig) -> Checkpoint | None:
     return None
 
 
-def _stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> Stage:
-    """The LightningModule, with all that it stands on; the datamodule learns what its batches must hold."""
-    training = {
-        "optimizer": build(cfg.optimizer),
-        "lr_schedule": build(cfg.lr_schedule),
-        "global_batch_size": cfg.global_batch_size,
-    }
-    if datamodule.indexes[1] is None:
-        raise ConfigError("the held-out set is empty: set dataset.holdout to a share above 0, or dataset.val_path")
-    if "objective" in cfg:
-        return _latent_diffusion(cfg, datamodule, folder, training)
-    if "text_encoder" in cfg:
-        return build(cfg.stage, text=_text_encoder(cfg, datamodule, folder), **training)
-    vae = build(cfg.vae)
-    check_resolution(cfg.dataset.resolution, downsampling_factor(vae))
-    return build(cfg.stage, network=vae, **training)
-
-
-def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder, training: dict[str, Any]) -> Stage:
-    encoders, sampling = FrozenEncoders(build(cfg.vae), _text_encoder(cfg, datamodule, folder)), build(cfg.sampler)
-    factor, channels = downsampling_factor(encoders.vae), encoders.vae.config.latent_channels
-    check_resolution(cfg.dataset.resolution, factor)
-    check_resolution(sampling.size, factor, "sampler.size")
-    if datamodule.kind == "latents":
-        datamodule.require_vae(fingerprint(encoders.vae))
-        datamodule.scaling_factor = encoders.vae.config.scaling_factor
-    unet, objective = build(cfg.model), build(cfg.objective)
-    objective.noise_schedule.grid(sampling.num_inference_steps)  # now rather than at the first preview
-    for what, found, expected in (
-        ("model.in_channels", unet.config["in_channels"], channels),
-        ("model.cross_attention_dim", unet.config["cross_attention_dim"], encoders.text.model.config.hidden_size),
-    ):
-        if found != expected:
-            raise ConfigError(f"{what} is {found}, but the frozen encoders give {expected}: set it to that")
-    side = cfg.dataset.resolution // factor
-    datamodule.collate = LatentCollate(
-        cfg.seed, objective.timesteps, cfg.caption_dropout, latent_shape=(channels, side, side)
-    )
-    return build(cfg.stage, network=unet, encoders=encoders, objective=objective, sampling=sampling, **training)
-
-
-def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> TextEncoder:
-    """As configured; a tokenizer learnt here is kept in the run folder, so that a resumed run reads it again."""
-    kept = folder.path / "tokenizer"
-    if datamodule.start_step and kept.is_dir():
-        return build(cfg.text_encoder, captions=[], tokenizer=load_tokenizer(kept))
-    text: TextEncoder = build(cfg.text_encoder, captions=_all_captions(datamodule))
-    if text.clip is not None and ranks.is_first():
-        save_tokenizer(text.tokenizer, kept)
-    return text
-
-
 def _fingerprints(datamodule: DataModule, module: Stage) -> dict[str, Any]:
     """Of what the configuration only points at: the data, and networks trained elsewhere."""
     found: dict[str, Any] = {"dataset.fingerprint": datamodule.fingerprint}
@@ -296,13 +243,6 @@ def _write_lineage(folder: RunFolder, lineage: Mapping[str, Any], step: int, cha
     before = [] if lineage else [change for change in folder.lineage().get("changes", []) if change["step"] < step]
     now = [{"step": step, **change._asdict()} for change in changed]
     folder.set_lineage(**lineage, changes=[*before, *now])
-
-
-def _all_captions(datamodule: DataModule) -> Iterator[str]:
-    index = datamodule.indexes[0]
-    for n in range(len(index)):
-        members = index.read(n)
-        yield from captions_of(members, record_of(members))
 
 
 def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:

@@ -6,8 +6,10 @@ import secrets
 import sys
 
 import pytest
+import wandb_servers
 
 from sdscratch.cli import main
+from sdscratch.training.tracking import WandbTracker
 
 
 @pytest.fixture
@@ -41,3 +43,23 @@ def test_no_file_of_a_run_holds_a_secret(canaries, tmp_path, tiny_data, monkeypa
     for name, value in canaries.items():
         for form in (value.encode(), value.encode().hex().encode(), value.encode("utf-16-le")):
             assert [str(path.relative_to(run)) for path in files if form in path.read_bytes()] == [], name
+
+
+def test_a_key_that_is_refused_is_written_nowhere(canaries, tmp_path, monkeypatch, capsys):
+    """Neither by the attempt to use it, nor by the warning, nor by what is kept off line instead."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with wandb_servers.server(401) as serving:
+        monkeypatch.setenv("WANDB_BASE_URL", serving.address)
+        tracker = WandbTracker(str(tmp_path), "try1")
+        tracker.log_metrics({"train/loss": 0.5}, step=1)
+        tracker.finalize("success")
+        assert serving.seen
+    wandb.teardown()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for value in canaries.values():
+        assert [path.name for path in files if value.encode() in path.read_bytes()] == []
+        assert value not in "".join(capsys.readouterr())
