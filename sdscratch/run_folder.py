@@ -79,10 +79,11 @@ def load_tensors(path: Path, mapped: bool = False) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a file that is none of torch's, or would run code, raises nearly anything
-        reasons = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line]
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"loading it would call {named[1]}" if named else type(error).__name__
         raise RunFolderError(
-            f"{path} cannot be read as tensors and plain values ({(reasons or [type(error).__name__])[0][:200]}). No "
-            "run has written it: delete it, and go on from an older one"
+            f"{path} holds more than tensors and plain values, or nothing of the kind ({reason}). No run has written it: "
+            "delete it, and go on from an older one"
         ) from error
 
 

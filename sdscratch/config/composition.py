@@ -25,7 +25,7 @@ import sdscratch
 from sdscratch.config.checking import HEADLINE, object_problems
 from sdscratch.config.declared import dotted_keys, plain_problems
 from sdscratch.config.explaining import Group, explain
-from sdscratch.config.words import escape_interpolations, screen
+from sdscratch.config.words import escape_interpolations, screen, shortened
 from sdscratch.errors import ConfigError, SdscratchError
 
 DELTAS = ("phase", "experiment", "debug", "sweep", "local")
@@ -72,7 +72,7 @@ def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[DictConfig]
         try:
             hydra.multirun(verb_config, task_function=job, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:  # others come from the runs themselves
-            raise ConfigError(_explain(error, hydra, verb_config, overrides)) from error
+            raise ConfigError(shortened(_explain(error, hydra, verb_config, overrides))) from error
 
 
 def config_groups(verb_config: str, overrides: Sequence[str] = ()) -> dict[str, Group]:
@@ -182,7 +182,7 @@ def _readable_errors(hydra: Any, verb_config: str, overrides: list[str]) -> Iter
     except SdscratchError:
         raise
     except Exception as error:
-        raise ConfigError(_explain(error, hydra, verb_config, overrides)) from error
+        raise ConfigError(shortened(_explain(error, hydra, verb_config, overrides))) from error
 
 
 def _explain(error: Exception, hydra: Any, verb_config: str, overrides: list[str]) -> str:

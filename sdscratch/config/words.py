@@ -25,7 +25,12 @@ def screen(headline: str, problems: Iterable[str], most: int = 30) -> str:
     """A headline, then a line for each distinct problem, cut to one screen."""
     lines = list(dict.fromkeys(problems))
     more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n  ".join([headline, *lines[:most], *more])
+    return shortened("\n  ".join([headline, *lines[:most], *more]))
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Text whose lines are cut at `most` characters: a complaint may quote a value of any length."""
+    return "\n".join(line if len(line) <= most else line[:most] + "..." for line in text.split("\n"))
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from sdscratch.errors import ConfigError, check_whole
 from sdscratch.models.initialisation import new_embeddings, preserve_variance
 from sdscratch.models.pretrained import load_pretrained
 from sdscratch.models.tokenizer import load_tokenizer, read_tokenizer, train_tokenizer
@@ -117,6 +118,16 @@ def new_vae(
     posterior_std: what the posterior's standard deviation starts from. At 1, as AutoencoderKL comes, its noise drowns
     what a fresh encoder has to say. Its scaling_factor is 1 until training has measured one.
     """
+    for name, value in (("layers_per_block", layers_per_block), ("latent_channels", latent_channels)):
+        check_whole(f"vae.{name}", value)
+    check_whole("vae.norm_num_groups", norm_num_groups)
+    if not block_out_channels or any(width < 1 or width % norm_num_groups for width in block_out_channels):
+        raise ConfigError(
+            f"vae.block_out_channels is {list(block_out_channels)}: expected multiples of vae.norm_num_groups="
+            f"{norm_num_groups}, at least one"
+        )
+    if posterior_std <= 0:
+        raise ConfigError(f"vae.posterior_std is {posterior_std}: expected a number above 0")
     levels = len(block_out_channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -175,6 +186,9 @@ def new_clip(
     hidden_size is the width of the text states and so the UNet's cross_attention_dim. The image tower (only trained by
     the CLIP stage) takes the text tower's sizes where its own are not given.
     """
+    sizes = {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "patch_size": patch_size}
+    for name, value in {**sizes, "num_attention_heads": num_attention_heads}.items():
+        check_whole(f"text_encoder.{name}", value)
     tokenizer = tokenizer or train_tokenizer(captions, vocab_size, max_length)
     special = {
         "bos_token_id": tokenizer.bos_token_id,

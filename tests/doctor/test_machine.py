@@ -104,8 +104,8 @@ def test_full_size_networks_are_measured_without_memory_for_them(overrides, mill
 
 
 def test_every_checkpoint_that_is_kept_counts():
-    keeping = "callbacks.checkpoints={every: 1000, keep_last: 3, keep_every: 25000}"
-    assert _kept(compose("doctor", [keeping, "max_steps=100000"])) == 3 + 4 + 1
+    keeping = "callbacks.checkpoints={every: 1000, keep_last: 3, keep_every: 25000, keep_best: 2}"
+    assert _kept(compose("doctor", [keeping, "max_steps=100000"])) == 3 + 4 + 2 + 1
     assert _kept(compose("doctor", ["callbacks.checkpoints=null"])) == 0
 
 
