@@ -57,7 +57,7 @@ class InitialWeights:
         if self.ema == "keep":
             module.ema.load_state_dict(content["ema"])
         if self.optimizer == "keep":
-            kinds = [settings.get("optimizer._target_") for settings in (content["settings"], module.settings)]
+            kinds = [settings.get("optimizer._target_") for settings in (content.get("settings", {}), module.settings)]
             if kinds[0] != kinds[1]:
                 raise ConfigError(f"{source} was trained with {kinds[0]}, not {kinds[1]}: set init.optimizer=reset")
             module.first_moments = deepcopy(content["optimizer_states"][0]["state"])
