@@ -14,21 +14,23 @@ class Ema:
 
     After n updates the next one uses decay min(d, (1 + n) / (10 + n)), so that the random initial weights leave the average
     within the first hundred steps, however large d is. Floating-point buffers are averaged like weights; others are copied.
-
-    decay: that of the latest update.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the EMA decay is {decay}, but must lie in [0, 1)")
         self.network = deepcopy(network).float().eval().requires_grad_(False)
-        self.max_decay, self.decay = decay, 0.0
-        self.num_updates = 0
+        self.max_decay, self.num_updates = decay, 0
+
+    @property
+    def decay(self) -> float:
+        """Of the latest update; 0 before any."""
+        return min(self.max_decay, self.num_updates / (9 + self.num_updates))
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move each averaged tensor by (1 - decay) of the way to the network's: one fused pass over all of them."""
-        self.decay = min(self.max_decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
         averaged, current = _tensors(self.network), _tensors(network)
         floats = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
         targets = [c.to(a.dtype) for a, c in floats]
@@ -36,7 +38,6 @@ class Ema:
         for a, c in zip(averaged, current, strict=True):
             if not a.is_floating_point():
                 a.copy_(c)
-        self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and counter, plain types only."""

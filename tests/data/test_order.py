@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdscratch.data.order import Order, SequentialOrder
+from sdscratch.data.order import Order, SequentialOrder, data_step, skip
 from sdscratch.errors import DataError
 
 
@@ -70,3 +71,17 @@ def test_sequential_goes_on_from_the_start():
 def test_nothing_to_order_is_an_error(make):
     with pytest.raises(DataError, match="no samples"):
         make()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=6),
+)
+def test_skipped_ranges_are_passed_over_and_nothing_else(ranges):
+    skipped: list[list[int]] = []
+    for first, length in ranges:
+        skipped = skip(skipped, first, first + length)
+    read = [data_step(step, skipped) for step in range(100)]
+    never = {step for first, length in ranges for step in range(first, first + length)}
+    assert read == [step for step in range(200) if step not in never][:100]
+    assert all(end < first for (_, end), (first, _) in pairwise(skipped))

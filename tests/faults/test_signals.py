@@ -99,7 +99,7 @@ def test_a_second_signal_ends_it_at_once_and_leaves_no_corrupt_file(server, trai
     run = RunFolder(tmp_path / "tiny")
     for _ in range(10 if LONG else 1):
         job = kind(server, words)
-        wait_until(lambda: len(run.checkpoints()) > 1 and run.state()["status"] == "running", 60)
+        wait_until(lambda job=job: "samples per step" in job.ranks[0].output() and bool(run.checkpoints()), 60)
         job.kill(signal.SIGTERM, 0)
         time.sleep(0.02)  # two of a kind that come together count as one
         job.kill(signal.SIGTERM, 0)
