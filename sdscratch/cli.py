@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -134,9 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, exit_code: int) -> int:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
-    print(f"sdscratch: {error}", file=sys.stderr)
+    with suppress(OSError):  # whoever reads may be gone
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exception(error)
+        print(f"sdscratch: {error}", file=sys.stderr)
     return exit_code
 
 

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, RunFolderError
 from sdscratch.files import crash_point, remove_halves, write_atomically, write_json
 
@@ -42,6 +42,13 @@ class Checkpoint:
     sha256: str
     size: int
     val_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for a side-car that holds something else than a checkpoint's."""
+        numbers = (self.step, self.samples_seen, self.size)
+        measured = self.val_loss is None or isinstance(self.val_loss, int | float)
+        if not (all(type(number) is int for number in numbers) and isinstance(self.sha256, str) and measured):
+            raise TypeError(f"{self.sidecar} holds no checkpoint's numbers")
 
     @property
     def sidecar(self) -> Path:
@@ -136,7 +143,10 @@ class RunFolder:
 
         What earlier ones had half written when they were killed is removed.
         """
-        self._lock = (self.path / ".lock").open("a+b")
+        try:
+            self._lock = (self.path / ".lock").open("a+b")
+        except OSError as error:
+            raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -171,7 +181,7 @@ class RunFolder:
         return self._read_json("state.json")
 
     def set_state(self, **changes: Any) -> None:
-        """Merge `changes` into state.json: status (running | done | failed), stage, step, samples_seen."""
+        """Merge `changes` into state.json: status (running | stopped | failed | done), stage, step, samples_seen."""
         write_json(self.path / "state.json", {**self.state(), **changes})
 
     def holds_a_run(self) -> bool:
@@ -201,11 +211,7 @@ class RunFolder:
         for checkpoint in reversed(known):
             if checkpoint.is_intact():
                 return checkpoint
-            print(
-                f"warning: {checkpoint.path} is damaged (its checksum does not fit): trying an older one",
-                file=sys.stderr,
-                flush=True,
-            )
+            warn(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one")
         step = self.state().get("step") or max((checkpoint.step for checkpoint in known), default=0)
         if step or any(self.checkpoint_folder.glob("step_*.ckpt.json")):  # side-cars are written last
             raise RunFolderError(
@@ -291,6 +297,8 @@ class RunFolder:
     def cut_metrics(self, step: int) -> None:
         """Forget rows after `step`, and a last line that a crash has torn: the run goes on from there."""
         if header := self._metrics_header():
+            if "step" not in header:
+                raise RunFolderError(f"{self.metrics_file} is no table of metrics: move it away, and go on")
             self._write_metrics(header, [row for row in self._rows() if int(row["step"]) <= step])
 
     def append_bad_step(self, about: Mapping[str, Any]) -> None:
@@ -329,6 +337,8 @@ class RunFolder:
             content = json.loads((self.path / name).read_text())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
+        except OSError as error:
+            raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
         return content if isinstance(content, dict) else {}
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sdscratch.console import say_at_once
 from sdscratch.errors import ConfigError, LostRankError, RunFolderError, SdscratchError, StoppedError
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
@@ -72,7 +73,12 @@ def _devices(trainer: DictConfig) -> int:
     """Of one node. Lightning takes a number, a list of indices, and "auto" or -1 for all that there are."""
     devices = trainer.devices
     if isinstance(devices, str) and devices != "auto":
-        devices = [int(i) for i in devices.split(",") if i.strip()] if "," in devices else int(devices)
+        try:
+            devices = [int(i) for i in devices.split(",") if i.strip()] if "," in devices else int(devices)
+        except ValueError as error:
+            raise ConfigError(
+                f"trainer.devices={devices} is unknown; expected a number, a list of indices, or auto"
+            ) from error
     if devices in ("auto", -1):
         import torch
 
@@ -184,7 +190,8 @@ def _passing_on(job: Path) -> Iterator[list[int]]:
     def receive(number: int, frame: FrameType | None) -> None:
         again = bool(received)
         received.append(number)
-        (job / "stop").touch()  # for ranks that are only just starting
+        with suppress(OSError):
+            (job / "stop").touch()  # for ranks that are only just starting
         for file in job.glob("rank_*.pid"):
             with suppress(ProcessLookupError, ValueError):
                 if again:
@@ -193,7 +200,7 @@ def _passing_on(job: Path) -> Iterator[list[int]]:
                     os.kill(int(file.read_text()), PASSED_ON)
         if again:
             os._exit(128 + number)
-        os.write(2, ANNOUNCEMENT)
+        say_at_once(ANNOUNCEMENT)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

@@ -18,6 +18,8 @@ def run(run: str, overrides: list[str]) -> None:
     if not folder.recipe_file.is_file():
         raise RunFolderError(f"{run} holds no run: expected a folder with recipe.yaml, such as runs/NAME")
     recipe = load_config(folder.recipe_file)
+    if "name" not in recipe or OmegaConf.select(recipe, "paths.runs") is None:
+        raise RunFolderError(f"{folder.recipe_file} is not the recipe of a run: it has no name, or no paths.runs")
     cfg = recipe.copy()
     if (Path(cfg.paths.runs) / str(cfg.name)).resolve() != folder.path.resolve():
         cfg.paths.runs = str(_runs(folder.path.resolve(), str(cfg.name)))

@@ -24,6 +24,7 @@ from sdscratch import __version__
 from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
 from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
+from sdscratch.console import say
 from sdscratch.data import DataModule
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
@@ -113,13 +114,12 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
             folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
             where = f"going on after step {start.step}" if start.checkpoint else _beginning(cfg)
             parts = f"{trainer.world_size} x {trainer.accumulate_grad_batches} x {datamodule.micro_batch_size}"
-            print(
+            say(
                 f"{folder.path}: {where}; {cfg.global_batch_size} samples per step = {parts} "
-                "(devices, accumulated micro-batches, their size)",
-                *(f"  changed: {change}" for change in changed),
-                sep="\n",
-                flush=True,
+                "(devices, accumulated micro-batches, their size)"
             )
+            for change in changed:
+                say(f"  changed: {change}")
 
     callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
     trainer = _trainer(cfg, folder, callbacks, build_named(cfg.logger) if ranks.is_first() else {})
@@ -190,7 +190,7 @@ def _run_folder(cfg: DictConfig) -> RunFolder:
 
 def _is_finished(folder: RunFolder, cfg: DictConfig) -> bool:
     state = folder.state()
-    finished = cfg.resume_from == "auto" and state.get("status") == "done" and state["step"] >= cfg.max_steps
+    finished = cfg.resume_from == "auto" and state.get("status") == "done" and state.get("step", 0) >= cfg.max_steps
     if finished:
         print(f"{folder.path} is finished: nothing to do")
     return finished

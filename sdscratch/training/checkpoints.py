@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, check_whole
 from sdscratch.run_folder import Retention, RunFolder, load_tensors
 from sdscratch.training.stage import Stage
@@ -37,7 +37,10 @@ class Checkpoints(StepCallback):
         self.failures = 0
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
-        good = module.report.is_finite or step == trainer.max_steps  # else it would crowd out one to go back to
+        if module.guard and module.guard.gave_up:
+            return  # the run turns back, and must do so too if it is killed before it has
+        report = module.report  # what is bad would crowd out one to go back to
+        good = report.is_finite or report.overflow or step == trainer.max_steps
         if (self.is_due(trainer, step) and good) or module.report.stop:
             with module.aside():
                 self.save(trainer, module, step)
@@ -52,24 +55,22 @@ class Checkpoints(StepCallback):
             if self.failures == MOST_FAILURES or step == trainer.max_steps or module.report.stop:
                 raise CannotWriteError(error)
             if trainer.is_global_zero:
-                print(
-                    f"warning: step {step} is not saved: {error} Training goes on (failure {self.failures} of "
-                    f"{MOST_FAILURES} in a row)",
-                    file=sys.stderr,
-                    flush=True,
+                warn(
+                    f"step {step} is not saved: {error} Training goes on (failure {self.failures} of {MOST_FAILURES} in a row)"
                 )
             return
         self.failures = 0
-        self._prune(trainer, step)
+        self._prune(trainer, module, step)
         if trainer.is_global_zero:
             with said_not_raised("state.json is out of date"):
                 run.set_state(step=step, samples_seen=samples_seen)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._prune(trainer, trainer.global_step)  # for a run that was killed between its last save and this
+        assert isinstance(module, Stage)
+        self._prune(trainer, module, trainer.global_step)  # for a run that was killed between its last save and this
 
-    def _prune(self, trainer: L.Trainer, step: int) -> None:
-        if trainer.is_global_zero:
+    def _prune(self, trainer: L.Trainer, module: Stage, step: int) -> None:
+        if trainer.is_global_zero and module.report.is_finite:  # else an older one to go back to may be needed
             with said_not_raised("old checkpoints are not removed"):
                 RunFolder(trainer.default_root_dir).prune_checkpoints(step, self.retention)
 

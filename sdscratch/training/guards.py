@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 import lightning as L
 
+from sdscratch.console import warn
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage, StepReport
@@ -64,6 +64,10 @@ class Guard(StepCallback):
         assert isinstance(module, Stage)
         module.guard = self
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._give_up_after_too_many(trainer, trainer.global_step)  # it may have been stopped at the last of them
+
     def allows(self, report: StepReport, step: int) -> bool:
         """Whether the optimizer may take the step that follows `step` steps."""
         self.finding = None
@@ -87,6 +91,9 @@ class Guard(StepCallback):
             module.counts["spikes"] = self.spikes
         if self.finding and trainer.is_global_zero:
             self._record(trainer, module.report, self.finding, step)
+        self._give_up_after_too_many(trainer, step)
+
+    def _give_up_after_too_many(self, trainer: L.Trainer, step: int) -> None:
         if self.bad_since is not None and step - self.bad_since > self.in_a_row:
             self.gave_up = trainer.should_stop = True
 
@@ -131,7 +138,7 @@ class Guard(StepCallback):
             else "",
         }[finding.reason]
         done = "" if finding.taken else "; the step was not taken"
-        print(f"warning: step {step}: {what}{done}. Its samples are in bad_steps.jsonl", file=sys.stderr, flush=True)
+        warn(f"step {step}: {what}{done}. Its samples are in bad_steps.jsonl")
 
 
 def _ranks(ranks: tuple[int, ...]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Any
 
 import lightning as L
 
+from sdscratch.console import warn
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, said_not_raised
@@ -42,7 +42,7 @@ class Metrics(StepCallback):
 
     def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
         for key in sorted(set(batch["quarantined"]) - self.named):
-            print(f"warning: {key} is a bad sample; another one took its place", file=sys.stderr)
+            warn(f"{key} is a bad sample; another one took its place")
             self.named.add(key)
         self._clock.batch_done()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 
+from sdscratch.console import say_at_once
 from sdscratch.errors import StoppedError
 
 PASSED_ON = signal.SIGUSR1
@@ -71,7 +72,7 @@ class StopSignals:
         if not self.at_boundaries:
             raise StopNow
         if self.announce:
-            os.write(2, ANNOUNCEMENT)
+            say_at_once(ANNOUNCEMENT)
 
 
 def without_lightnings_signals(trainer: L.Trainer) -> None:

@@ -9,6 +9,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sdscratch.console import say
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback
 
@@ -53,10 +54,9 @@ class ProgressBar(StepCallback):
             self.progress.update(self.task, completed=step, loss=self.loss, rate=rate)
         elif due:
             left = (trainer.max_steps - step) * seconds / (step - self.first_step)
-            print(
+            say(
                 f"{type(module).__name__}: step {step}/{trainer.max_steps}  loss {self.loss:.4f}  "
-                f"{rate:.1f} samples/s  {left:.0f} s left",
-                flush=True,
+                f"{rate:.1f} samples/s  {left:.0f} s left"
             )
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

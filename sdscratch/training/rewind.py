@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
+from sdscratch.console import warn
 from sdscratch.data.order import data_step, skip
 from sdscratch.errors import DivergedError
 from sdscratch.run_folder import Checkpoint, RunFolder
@@ -57,10 +57,8 @@ def turn_back(folder: RunFolder, step: int, bad_since: int, skipped: list[list[i
         "skipped": [data_step(checkpoint.step, skipped), data_step(step, skipped)],
     }
     folder.set_state(rewinds=[*rewinds, rewind])
-    print(
-        f"warning: {step - bad_since} bad steps in a row: back from step {step} to {checkpoint.step}, skipping what was "
-        f"read since (rewind {len(rewinds) + 1} of {most})",
-        file=sys.stderr,
-        flush=True,
+    warn(
+        f"{step - bad_since} bad steps in a row: back from step {step} to {checkpoint.step}, skipping what was "
+        f"read since (rewind {len(rewinds) + 1} of {most})"
     )
     return start_at(folder, checkpoint)

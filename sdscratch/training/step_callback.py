@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 
+from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, check_whole
 from sdscratch.training.stage import Stage
 
@@ -53,4 +53,4 @@ def said_not_raised(consequence: str) -> Iterator[None]:
     try:
         yield
     except (OSError, CannotWriteError) as error:
-        print(f"warning: {consequence}: {error}", file=sys.stderr, flush=True)
+        warn(f"{consequence}: {error}")

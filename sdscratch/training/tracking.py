@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from sdscratch.console import warn
 from sdscratch.services import wandb_key
 
 Mode = Literal["auto", "online", "offline"]
@@ -71,9 +71,7 @@ class WandbTracker(Logger):
     @rank_zero_only
     def log_image(self, key: str, picture: Image.Image, step: int) -> None:
         """A picture, at a step."""
-        import wandb
-
-        self._log({key: wandb.Image(picture), "step": step})
+        self._log({key: picture, "step": step})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -84,16 +82,16 @@ class WandbTracker(Logger):
         try:
             run.finish(exit_code=0 if status == "success" else 1)
         except Exception as error:
-            _warn(
-                f"W&B has not got everything ({_said(error)}): `wandb sync {self.run_dir}/wandb/run-*` sends the rest"
-            )
+            warn(f"W&B has not got everything ({_said(error)}): `wandb sync {self.run_dir}/wandb/run-*` sends the rest")
 
     def _log(self, row: dict[str, Any]) -> None:
         run = self.experiment
         if run is None:
             return
         try:
-            run.log(row)
+            import wandb
+
+            run.log({key: wandb.Image(x) if isinstance(x, Image.Image) else x for key, x in row.items()})
         except Exception as error:  # its process is gone, its disk is full: whatever it is, it is not worth a run
             self._give_up(f"W&B has failed ({_said(error)}): going on without it")
 
@@ -104,7 +102,7 @@ class WandbTracker(Logger):
         try:
             return self._init(mode)
         except Exception as error:
-            _warn(
+            warn(
                 f"W&B cannot be reached ({_said(error)}): going on offline. "
                 f"`wandb sync {self.run_dir}/wandb/offline-run-*` sends it later"
             )
@@ -142,7 +140,7 @@ class WandbTracker(Logger):
         return run
 
     def _give_up(self, reason: str) -> None:
-        _warn(reason)
+        warn(reason)
         self._run, self._given_up = None, True
         _end_process()  # else it would complain again when the program ends
 
@@ -163,7 +161,3 @@ def _end_process() -> None:
 
 def _said(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

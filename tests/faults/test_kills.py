@@ -67,13 +67,10 @@ def test_without_their_parent_loader_workers_vanish_and_the_folder_is_free(serve
 
 @pytest.fixture(scope="module")
 def killed_once(server, train_words, tmp_path_factory) -> RunFolder:
-    """A run whose process, but not its workers, was killed between two steps."""
+    """A run whose process ended without a word after its first save."""
     runs = tmp_path_factory.mktemp("killed")
+    assert server.attempt(train_words(runs, *SHORT), env={"SDS_CRASH_AT": "save:sidecar"}).rc == 9
     run = RunFolder(runs / "tiny")
-    running = server.start(train_words(runs, *SHORT))
-    wait_until(lambda: len(run.checkpoints()) >= 1)
-    running.kill(whom="parent")
-    assert running.wait().rc == -signal.SIGKILL
     assert rows(run)[-1]["step"] < 8
     return run
 
@@ -83,7 +80,7 @@ def test_a_killed_run_goes_on_with_any_number_of_workers(server, finished, kille
     run = copied(killed_once)
     attempt = server.attempt(["resume", str(run.path), f"dataset.num_workers={workers}"])
     assert attempt.rc == 0, attempt.output
-    assert_same_run(run, reference.run)
+    assert_same_run(run, finished(*SHORT).run)
 
 
 def test_a_run_that_lives_for_two_steps_at_a_time_arrives_all_the_same(server, train_words, finished, tmp_path):
