@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 import torch
@@ -77,8 +77,11 @@ def join_rows(rows: Tensor) -> Tensor:
 
 
 def meet_and_part() -> None:
-    """Wait for all ranks, then be alone: whoever ends now takes nobody along who still has to save."""
+    """Wait for all ranks, then be alone: whoever ends now takes nobody along who still has to save.
+
+    What counts has been done by the first rank, which minds nobody's absence; without it the others have failed.
+    """
     if together():
-        with suppress(RuntimeError):  # one that has gone already
+        with suppress(RuntimeError) if is_first() else nullcontext():
             dist.barrier()
         dist.destroy_process_group()
