@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from sdscratch import __version__
+from sdscratch.console import forget_lost_readers
 from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # A key that a command asked for and the user removed, or a value that is no YAML.
         return _complain(ConfigError(" ".join(str(error).split())), ConfigError.exit_code)
+    finally:
+        forget_lost_readers()
     return 0
 
 

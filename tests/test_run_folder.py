@@ -115,11 +115,26 @@ def misname_step(checkpoint: Path) -> None:
     side_car(checkpoint).write_text(json.dumps({**about, "step": about["step"] + 64}))
 
 
+def misstate_numbers(checkpoint: Path) -> None:
+    about = json.loads(side_car(checkpoint).read_text())
+    side_car(checkpoint).write_text(json.dumps(about | {"samples_seen": None, "val_loss": "low"}))
+
+
 def side_car(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + ".json")
 
 
-DAMAGES = [truncate, empty, flip, delete, delete_side_car, truncate_side_car, empty_side_car, misname_step]
+DAMAGES = [
+    truncate,
+    empty,
+    flip,
+    delete,
+    delete_side_car,
+    truncate_side_car,
+    empty_side_car,
+    misname_step,
+    misstate_numbers,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -63,6 +63,19 @@ def test_from_start_to_stop_to_end_two_ranks_are_one_run_in_one_folder(tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
 
 
+def test_a_run_whose_reader_is_gone_stops_with_a_checkpoint_like_any_other(tmp_path, tiny_data):
+    """As in `sdscratch train ... | tee log`, where Ctrl-C ends tee as well."""
+    places = (f"paths.runs={tmp_path}", f"paths.data={tiny_data}", "threads=1")
+    process = start("train", "experiment=tiny", *places, *SMALLER, "max_steps=100000", "callbacks.progress.every=1")
+    run = RunFolder(tmp_path / "tiny")
+    wait_until(lambda: len(run.read_metrics()) >= 3, 120)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert run.state()["status"] == "stopped"
+    assert run.newest_intact_checkpoint().step == run.state()["step"]
+
+
 @pytest.mark.skipif(not LONG, reason="half a minute; test_ddp.py has it without the launcher")
 def test_a_rank_that_dies_ends_the_command_with_exit_code_1_and_one_line(tmp_path, tiny_data):
     places = (f"paths.runs={tmp_path}", f"paths.data={tiny_data}", "threads=1")
