@@ -113,9 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What the user can mend is one message on stderr (HYDRA_FULL_ERROR=1 adds the traceback). Our own bugs are raised.
     """
-    # Threads that wait at a barrier sleep rather than spin: spinning ones keep the others from reaching it, so that on a
-    # machine that does anything else a step takes ten times as long. OpenMP reads this when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads spin for a moment at barriers, then sleep. By default they spin 300 times longer, and so keep the others from
+    # getting there: on a machine that does anything else a step may take ten times as long. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except SdscratchError as error:
