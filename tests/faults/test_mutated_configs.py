@@ -152,7 +152,7 @@ def test_mutated_configurations_are_refused_in_one_screen_or_valid_and_soon(muta
 
 
 NUMBERS = [
-    *["-1", "0", "1", "2", "3", "7", "0.5", "1.0e99", "1.0e-30", "nan", "inf", "999999"],
+    *["-1", "0", "1", "2", "3", "7", "0.5", "1.0e99", "1.0e-30", "nan", "inf", "97"],
     *["null", "''", "abc", "[]", "[1]", "true"],
 ]  # fmt: skip
 
