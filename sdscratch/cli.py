@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Threads spin for a moment at barriers, then sleep. By default they spin 300 times longer, and so keep the others from
     # getting there: on a machine that does anything else a step may take ten times as long. Read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except SdscratchError as error:
