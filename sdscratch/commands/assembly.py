@@ -15,6 +15,7 @@ from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import Stage, ranks
+from sdscratch.training.initial_weights import tokenizer_folder
 
 
 def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> Stage:
@@ -59,11 +60,14 @@ def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder
 
 
 def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> TextEncoder:
-    """As configured; a tokenizer learnt here is kept in the run folder, so that a resumed run reads it again."""
+    """As configured; the tokenizer of a new one is kept in the run folder, so that a resumed run reads it again."""
     kept = folder.path / "tokenizer"
+    tokenizer: dict[str, Any] = {}
     if datamodule.start_step and kept.is_dir():
-        return build(cfg.text_encoder, captions=[], tokenizer=load_tokenizer(kept))
-    text: TextEncoder = build(cfg.text_encoder, captions=_all_captions(datamodule))
+        tokenizer = {"tokenizer": load_tokenizer(kept)}
+    elif cfg.init_from is not None and "path" not in cfg.text_encoder:  # weights mean tokens by their numbers
+        tokenizer = {"tokenizer": load_tokenizer(tokenizer_folder(cfg.init_from))}
+    text: TextEncoder = build(cfg.text_encoder, captions=_all_captions(datamodule), **tokenizer)
     if text.clip is not None and ranks.is_first():
         save_tokenizer(text.tokenizer, kept)
     return text

@@ -6,6 +6,7 @@ It trains nothing, passes signals on, and ends as the ranks did, with their exit
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -107,7 +108,7 @@ def launch(cfg: DictConfig, count: int, folder: RunFolder) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it in one line
-    with tempfile.TemporaryDirectory(prefix="sdscratch-") as name:
+    with tempfile.TemporaryDirectory(prefix="sdscratch-") as name, _kept_by_cleaners(name):
         job = Path(name)
         OmegaConf.save(cfg, job / "config.yaml")  # as it was composed, with interpolations: nobody else may read it
         write_json(job / "words.json", {"words": sys.argv[1:]})
@@ -177,6 +178,17 @@ def _note_end(folder: RunFolder, error: SdscratchError) -> None:
         if folder.state().get("status") == "running":
             folder.set_state(status="stopped" if isinstance(error, StoppedError) else "failed")
     folder.unlock()
+
+
+@contextmanager
+def _kept_by_cleaners(folder: str) -> Iterator[None]:
+    """A locked folder is what systemd's cleaner of temporary files passes over, however old; runs last for weeks."""
+    descriptor = os.open(folder, os.O_RDONLY)  # no child inherits it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -83,6 +83,21 @@ class InitialWeights:
         return {"step": about.get("step"), "samples_seen": about.get("samples_seen"), "sha256": sha256}
 
 
+def tokenizer_folder(source: str) -> Path:
+    """Where `init_from` keeps the tokenizer that its text encoder learnt with. Raises DataError where it has none."""
+    path = Path(source)
+    run = path.parent.parent if path.suffix == ".ckpt" else path
+    parents = (run, RunFolder(run).model_folder) if run.exists() else (find_model_folder(source),)
+    folders = [parent / "tokenizer" for parent in parents]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise DataError(
+        f"init_from={source} has no tokenizer: expected {' or '.join(map(str, folders))}. A new text encoder would learn "
+        "another one, to which its weights mean nothing"
+    )
+
+
 def _load(module: Stage, weights: Mapping[str, Tensor], source: str) -> None:
     if found := misfits(weights, module.network):
         raise ConfigError("\n  ".join([f"init_from={source} holds another network than the one configured:", *found]))

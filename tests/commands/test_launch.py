@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+
 import pytest
 
 from sdscratch.cli import main
-from sdscratch.commands.launch import Outcome, _why, ranks_to_start
+from sdscratch.commands.launch import Outcome, _kept_by_cleaners, _why, ranks_to_start
 from sdscratch.config import compose
 from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
@@ -82,3 +85,12 @@ def test_the_command_ends_as_the_rank_that_knows_why(tmp_path, exit_codes, outco
     error = _why(RunFolder(tmp_path), exit_codes, outcomes, asked)
     assert error.exit_code == expected[0]
     assert expected[1] in str(error)
+
+
+def test_cleaners_find_the_folder_that_ranks_share_locked(tmp_path):
+    """They try for an exclusive lock, and pass over what they do not get."""
+    cleaner = os.open(tmp_path, os.O_RDONLY)
+    with _kept_by_cleaners(str(tmp_path)), pytest.raises(BlockingIOError):
+        fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(cleaner)

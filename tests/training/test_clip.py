@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from shutil import copytree, rmtree
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from stages import CAPTIONS, clip, fit, image_batch
+from tiny import BARE
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdscratch.commands.train import train
 from sdscratch.config import compose
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, DataError
 from sdscratch.models.encoders import TextEncoder
+from sdscratch.models.tokenizer import load_tokenizer
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import Clip
 from sdscratch.training.clip import MAX_LOGIT_SCALE
@@ -22,17 +27,35 @@ from sdscratch.training.clip import MAX_LOGIT_SCALE
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_data) -> RunFolder:
     """20 steps of a tiny CLIP on drawn scenes."""
-    data = [
-        "dataset=shapes",
-        "dataset.count=64",
-        "dataset.val_count=16",
-        "dataset.resolution=32",
-        f"paths.data={tiny_data}",
-    ]
-    length = ["max_steps=20", "global_batch_size=16", "optimizer.lr=2.0e-3", "lr_schedule.warmup_steps=2"]
+    length = ["max_steps=20", "optimizer.lr=2.0e-3", "lr_schedule.warmup_steps=2"]
     rest = ["callbacks.metrics.every=1", "callbacks.plots=null", "callbacks.previews.every=20", "stage.ema_decay=0.9"]
-    place = [f"paths.runs={tmp_path_factory.mktemp('runs')}", "name=clip", "threads=1", "trainer=cpu", "logger=none"]
-    return train(compose("train", ["stage=clip", "text_encoder=clip_tiny", *data, *length, *rest, *place]))
+    return train(tiny_clip(tmp_path_factory.mktemp("runs"), tiny_data, *length, *rest))
+
+
+def tiny_clip(runs: Path, data: Path, *overrides: str, count: int = 64) -> DictConfig:
+    """CLIP on `count` drawn scenes."""
+    scenes = ["dataset=shapes", f"dataset.count={count}", "dataset.val_count=16", "dataset.resolution=32"]
+    place = [f"paths.runs={runs}", f"paths.data={data}", "name=clip", "threads=1", "trainer=cpu", "logger=none"]
+    stage = ["stage=clip", "text_encoder=clip_tiny", "global_batch_size=16"]
+    return compose("train", [*stage, *scenes, *place, *overrides])
+
+
+@pytest.mark.parametrize("of_it", ["", "model", "checkpoints/step_00000020.ckpt"])
+def test_weights_from_elsewhere_come_with_the_tokenizer_that_they_were_learnt_with(run, tmp_path, tiny_data, of_it):
+    """One learnt from other captions would give other numbers to the same words."""
+    other = ["name=other", "max_steps=1", *BARE]
+    own = train(tiny_clip(tmp_path / "own", tiny_data, *other, count=8))
+    taken = train(tiny_clip(tmp_path, tiny_data, *other, f"init_from={run.path / of_it}", count=8))
+    source, learnt, used = (load_tokenizer(r.path / "tokenizer").get_vocab() for r in (run, own, taken))
+    assert used == source != learnt
+    assert load_tokenizer(taken.model_folder / "tokenizer").get_vocab() == source
+
+
+def test_weights_without_their_tokenizer_are_refused(tmp_path, tiny_data, run):
+    lost = copytree(run.model_folder, tmp_path / "lost")
+    rmtree(lost / "tokenizer")
+    with pytest.raises(DataError, match="has no tokenizer: expected .* A new text encoder would learn another one"):
+        train(tiny_clip(tmp_path, tiny_data, "max_steps=1", f"init_from={lost}"))
 
 
 def test_the_loss_falls_and_recall_is_measured(run):
