@@ -9,7 +9,7 @@ from tiny_shards import image_samples, latent_samples
 from torch import nn
 
 from sdscratch.data import DataModule, ImageCollate, LatentCollate
-from sdscratch.data.datamodule import PositionSampler
+from sdscratch.data.loading import PositionSampler
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.randomness import noise
