@@ -20,7 +20,7 @@ from sdscratch.errors import ConfigError
 from sdscratch.randomness import permutation
 
 MOST_BATCHES = 1 << 16
-"""The longest period. Shares that repeat later only are rounded to this one: by less than one of its samples."""
+"""The longest period. Shares that would repeat later only drift by less than one sample in each of these."""
 
 
 class Mixture:
@@ -35,11 +35,8 @@ class Mixture:
     def __init__(self, shares: Sequence[Fraction | int], global_batch_size: int, seed: int) -> None:
         self.global_batch_size, self.seed = global_batch_size, seed
         weights = whole_shares(shares, MOST_BATCHES * global_batch_size)
-        batches = sum(weights) // gcd(sum(weights), global_batch_size)
-        if batches > MOST_BATCHES:
-            weights = rounded_shares(weights, MOST_BATCHES * global_batch_size)
-            batches = MOST_BATCHES
-        self._taken = apportion(weights, global_batch_size, batches)
+        period = sum(weights) // gcd(sum(weights), global_batch_size)  # batches after which all shares are exact
+        self._taken = apportion(weights, global_batch_size, min(period, MOST_BATCHES))
         self._recent: dict[int, list[tuple[int, int]]] = {}  # batches, as lists of (source, position within it)
 
     def taken(self, batch: int) -> np.ndarray:
@@ -121,12 +118,3 @@ def whole_shares(shares: Sequence[Fraction | int], finest: int) -> list[int]:
     scale = lcm(*(share.denominator for share in fractions))
     whole = [int(share * scale) for share in fractions]
     return [number // gcd(*whole) for number in whole]
-
-
-def rounded_shares(weights: Sequence[int], total: int) -> list[int]:
-    """Weights whose sum is `total`, each the exact one rounded down or up: largest remainder."""
-    rounded = [weight * total // sum(weights) for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: -(weights[i] * total % sum(weights)))
-    for i in by_remainder[: total - sum(rounded)]:
-        rounded[i] += 1
-    return rounded

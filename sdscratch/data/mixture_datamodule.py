@@ -74,7 +74,7 @@ class MixtureDataModule(BaseDataModule):
                 )
 
     def prepare_data(self) -> None:
-        _ = self.indexes
+        _ = self.indexes, self.mixture
 
     @cached_property
     def indexes(self) -> dict[str, tuple[ShardIndex, ShardIndex | None]]:
@@ -164,20 +164,22 @@ def effective_shares(sources: Mapping[str, Any], older: Mapping[str, Any], repla
 
 def _shares(setting: str, sources: Mapping[str, Any], together: Fraction) -> dict[str, Fraction]:
     """What each of a group of sources gets, when the group gets `together`."""
-    shares = {name: _number(f"{setting}.{name}.share", _settings(setting, name, sources)) for name in sources}
+    for name, settings in sources.items():
+        _check_source(setting, name, settings)
+    shares = {name: _number(f"{setting}.{name}.share", sources[name]["share"]) for name in sources}
     if not (total := sum(shares.values())):
         raise ConfigError(f"{setting} gives no source a share: expected {{NAME: {{path: FOLDER, share: 1}}}}")
     return {name: together * share / total for name, share in shares.items()}
 
 
-def _settings(setting: str, name: str, sources: Mapping[str, Any]) -> Any:
-    """The share in the settings of a source, which have been found to be what a source takes."""
-    found = sources[name]
-    if not NAME.fullmatch(str(name)):
+def _check_source(setting: str, name: Any, settings: Any) -> None:
+    """Raise ConfigError unless this is what a source takes."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(f"{setting} has a source {name!r}: expected a name of letters, digits, _ and -")
-    if not isinstance(found, Mapping) or not {"path", "share"} <= found.keys() <= SETTINGS:
-        raise ConfigError(f"{setting}.{name} is {found}: expected path, share and, if held out apart, val_path")
-    return found["share"]
+    if not isinstance(settings, Mapping) or not {"path", "share"} <= settings.keys() <= SETTINGS:
+        raise ConfigError(f"{setting}.{name} is {settings}: expected path, share and, if held out apart, val_path")
+    if not isinstance(settings["path"], str) or not isinstance(settings.get("val_path"), str | None):
+        raise ConfigError(f"{setting}.{name} is {settings}: expected folders as path and val_path")
 
 
 def _number(setting: str, value: Any) -> Fraction:
