@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig
 
 from sdscratch.config import build
-from sdscratch.data import DataModule, LatentCollate, check_resolution
-from sdscratch.data.captions import captions_of, record_of
+from sdscratch.data import BaseDataModule, LatentCollate, check_resolution
 from sdscratch.errors import ConfigError
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_factor, fingerprint
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
@@ -18,14 +16,14 @@ from sdscratch.training import Stage, ranks
 from sdscratch.training.initial_weights import tokenizer_folder
 
 
-def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> Stage:
+def make_stage(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -> Stage:
     """The stage of the configuration, ready for the trainer; the datamodule learns what its batches must hold."""
     training = {
         "optimizer": build(cfg.optimizer),
         "lr_schedule": build(cfg.lr_schedule),
         "global_batch_size": cfg.global_batch_size,
     }
-    if datamodule.indexes[1] is None:
+    if datamodule.held_out() is None:
         raise ConfigError("the held-out set is empty: set dataset.holdout to a share above 0, or dataset.val_path")
     if "objective" in cfg:
         return _latent_diffusion(cfg, datamodule, folder, training)
@@ -36,7 +34,9 @@ def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> St
     return build(cfg.stage, network=vae, **training)
 
 
-def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder, training: dict[str, Any]) -> Stage:
+def _latent_diffusion(
+    cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder, training: dict[str, Any]
+) -> Stage:
     encoders, sampling = FrozenEncoders(build(cfg.vae), _text_encoder(cfg, datamodule, folder)), build(cfg.sampler)
     factor, channels = downsampling_factor(encoders.vae), encoders.vae.config.latent_channels
     check_resolution(cfg.dataset.resolution, factor)
@@ -59,7 +59,7 @@ def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder
     return build(cfg.stage, network=unet, encoders=encoders, objective=objective, sampling=sampling, **training)
 
 
-def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> TextEncoder:
+def _text_encoder(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -> TextEncoder:
     """As configured; the tokenizer of a new one is kept in the run folder, so that a resumed run reads it again."""
     kept = folder.path / "tokenizer"
     tokenizer: dict[str, Any] = {}
@@ -67,14 +67,7 @@ def _text_encoder(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) ->
         tokenizer = {"tokenizer": load_tokenizer(kept)}
     elif cfg.init_from is not None and "path" not in cfg.text_encoder:  # weights mean tokens by their numbers
         tokenizer = {"tokenizer": load_tokenizer(tokenizer_folder(cfg.init_from))}
-    text: TextEncoder = build(cfg.text_encoder, captions=_all_captions(datamodule), **tokenizer)
+    text: TextEncoder = build(cfg.text_encoder, captions=datamodule.captions(), **tokenizer)
     if text.clip is not None and ranks.is_first():
         save_tokenizer(text.tokenizer, kept)
     return text
-
-
-def _all_captions(datamodule: DataModule) -> Iterator[str]:
-    index = datamodule.indexes[0]
-    for n in range(len(index)):
-        members = index.read(n)
-        yield from captions_of(members, record_of(members))

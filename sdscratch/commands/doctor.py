@@ -119,10 +119,11 @@ def _loader(cfg: DictConfig) -> Iterator[Finding]:
     from sdscratch.data import LatentCollate
     from sdscratch.doctor.loading import rate
 
-    path = Path(cfg.dataset.path)
-    if not any(path.glob("*.tar")) and not all((path / part / "manifest.json").exists() for part in ("train", "val")):
+    sources = [cfg.dataset, *cfg.dataset.get("sources", {}).values()]
+    paths = [Path(source.path) for source in sources if source.get("path")]
+    if missing := [path for path in paths if not _holds_shards(path)]:
         remedy = "set dataset.path; `sdscratch data shapes` draws a data set, training draws dataset=shapes by itself"
-        yield Finding("warn", "loader", f"not tried: there are no shards in {path}", remedy)
+        yield Finding("warn", "loader", f"not tried: there are no shards in {missing[0]}", remedy)
         return
     datamodule = build(cfg.dataset)
     if "objective" in cfg:
@@ -130,3 +131,8 @@ def _loader(cfg: DictConfig) -> Iterator[Finding]:
         timesteps = build(cfg.objective).timesteps
         datamodule.collate = LatentCollate(cfg.seed, timesteps, cfg.caption_dropout, latent_shape)
     yield from rate(datamodule.train_dataloader(), cfg.global_batch_size, cfg.dataset.num_workers)
+
+
+def _holds_shards(path: Path) -> bool:
+    """Or drawn data, in two folders."""
+    return any(path.glob("*.tar")) or all((path / part / "manifest.json").exists() for part in ("train", "val"))

@@ -25,7 +25,7 @@ from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
 from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
 from sdscratch.console import say
-from sdscratch.data import DataModule
+from sdscratch.data import BaseDataModule
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
@@ -101,7 +101,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
     datamodule.start_step, datamodule.skipped = start.step, start.skipped
     module = make_stage(cfg, datamodule, folder)
-    module.stop_signals = signals
+    module.stop_signals, module.source_names = signals, datamodule.source_names
     module.settings = settings(cfg) | _fingerprints(datamodule, module)
     changed = _changes(cfg, folder, start.checkpoint, module.settings)
     lineage = _first_weights(cfg, module) if start.checkpoint is None else {}
@@ -174,9 +174,9 @@ def _trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[L.Callback], lo
     return trainer
 
 
-def _datamodule(cfg: DictConfig) -> DataModule:
-    datamodule: DataModule = build(cfg.dataset)
-    _ = datamodule.indexes  # and what opening them leaves beside the shards
+def _datamodule(cfg: DictConfig) -> BaseDataModule:
+    datamodule: BaseDataModule = build(cfg.dataset)
+    datamodule.prepare_data()
     return datamodule
 
 
@@ -209,7 +209,7 @@ def _starting_point(folder: RunFolder, cfg: DictConfig) -> Checkpoint | None:
     return None
 
 
-def _fingerprints(datamodule: DataModule, module: Stage) -> dict[str, Any]:
+def _fingerprints(datamodule: BaseDataModule, module: Stage) -> dict[str, Any]:
     """Of what the configuration only points at: the data, and networks trained elsewhere."""
     found: dict[str, Any] = {"dataset.fingerprint": datamodule.fingerprint}
     if isinstance(module, LatentDiffusion):
@@ -267,9 +267,8 @@ def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:
     )
 
 
-def _provenance(cfg: DictConfig, datamodule: DataModule, module: Stage, trainer: L.Trainer) -> dict[str, Any]:
+def _provenance(cfg: DictConfig, datamodule: BaseDataModule, module: Stage, trainer: L.Trainer) -> dict[str, Any]:
     """Where a model folder's weights come from."""
-    index = datamodule.indexes[0]
     return {
         "weights": "ema",
         "run": str(cfg.name),
@@ -277,7 +276,7 @@ def _provenance(cfg: DictConfig, datamodule: DataModule, module: Stage, trainer:
         "samples_seen": module.samples_seen(trainer.global_step),
         "seed": cfg.seed,
         "resolution": cfg.dataset.resolution,
-        "data": {"made_by": index.made_by, "samples": len(index), "fingerprint": index.fingerprint},
+        "data": datamodule.about(),
     }
 
 

@@ -26,11 +26,13 @@ IDENTITY = (
     "dataset.fingerprint",
     "dataset.resolution",
     "dataset.seed",
+    "dataset.sources",
+    "dataset.replay",
     "dataset.window",
 )
 """Keys, with all below them, that weights, optimizer state and positions depend on."""
 
-HARMLESS = ("path", "gradient_checkpointing")
+HARMLESS = ("path", "val_path", "gradient_checkpointing")
 """Last parts of keys that are none of these: what a path leads to counts, and memory costs no digit."""
 
 UNRECORDED = ("name", "paths", "resume", "resume_from", "init", "init_from", "logger")

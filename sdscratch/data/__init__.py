@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "BaseDataModule": "sdscratch.data.datamodule",
     "DataModule": "sdscratch.data.datamodule",
+    "MixtureDataModule": "sdscratch.data.mixture_datamodule",
     "ShapesDataModule": "sdscratch.data.shapes_datamodule",
     "ImageBatch": "sdscratch.data.batch",
     "ImageCollate": "sdscratch.data.batch",

@@ -20,14 +20,15 @@ VALIDATION_SEED = key(0, "validation", 0)  # the same in every run, so that vali
 
 
 class Sample(TypedDict):
-    """One position of a ShardDataset: an image or latents, and one of its captions."""
+    """What lies at one position: an image or latents, and one of its captions."""
 
     image: NotRequired[Tensor]  # (3, H, W) float32 in [-1, 1]
     latents: NotRequired[Tensor]  # (C, h, w) float32, times scaling_factor
     caption: str
     key: str
-    source: str
+    source: str  # of the mixture that it is part of; without one, what its record says
     position: int
+    quantile: NotRequired[float]  # held-out samples only: their places in (0, 1), evenly spread
     quarantined: list[str]  # keys of the bad samples that this one stands for; nearly always empty
 
 
@@ -37,6 +38,7 @@ class ImageBatch(TypedDict):
     images: Tensor  # (B, 3, H, W) float32 in [-1, 1]
     captions: list[str]
     positions: Tensor  # (B,) int64
+    source: list[str]
     keys: list[str]
     quarantined: list[str]
 
@@ -57,11 +59,11 @@ class LatentBatch(TypedDict):
 
 
 class Collate(Protocol):
-    """Samples -> batch, for training; `for_validation` gives the one for a fixed set of `samples` samples."""
+    """Samples -> batch, for training; `for_validation` gives the one for held-out samples."""
 
     def __call__(self, samples: list[Sample]) -> ImageBatch | LatentBatch: ...
 
-    def for_validation(self, samples: int) -> Collate: ...
+    def for_validation(self) -> Collate: ...
 
 
 class ImageCollate:
@@ -76,11 +78,12 @@ class ImageCollate:
             "images": torch.stack([sample["image"] for sample in samples]),
             "captions": [sample["caption"] for sample in samples],
             "positions": _positions(samples),
+            "source": [sample["source"] for sample in samples],
             "keys": [sample["key"] for sample in samples],
             "quarantined": _quarantined(samples),
         }
 
-    def for_validation(self, samples: int) -> ImageCollate:
+    def for_validation(self) -> ImageCollate:
         return self
 
 
@@ -88,17 +91,16 @@ class ImageCollate:
 class LatentCollate:
     """Adds noise, timesteps and caption dropout, each drawn per sample.
 
-    timesteps: maps u (B,) float64, uniform in [0, 1), to timesteps (B,): the inverse distribution function.
+    timesteps: maps u (B,) float64, uniform in [0, 1), to timesteps (B,): the inverse distribution function. u is drawn,
+        but for samples that bring a quantile.
     caption_dropout: the share of captions replaced by "".
     latent_shape: (C, h, w); needed for image shards only, where the VAE runs on line.
-    strata: None draws u; n spreads it evenly over n positions, u = (position + 1/2) / n.
     """
 
     seed: int
     timesteps: Callable[[Tensor], Tensor]
     caption_dropout: float = 0.0
     latent_shape: tuple[int, int, int] | None = None
-    strata: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout <= 1:
@@ -114,7 +116,7 @@ class LatentCollate:
         batch: LatentBatch = {
             "captions": ["" if drop else s["caption"] for s, drop in zip(samples, dropped, strict=True)],
             "noise": self._noise("noise", positions, shape),
-            "timesteps": self.timesteps(torch.tensor([self._u(p) for p in positions], dtype=torch.float64)),
+            "timesteps": self.timesteps(torch.tensor([self._u(sample) for sample in samples], dtype=torch.float64)),
             "dropped": torch.tensor(dropped),
             "positions": _positions(samples),
             "source": [sample["source"] for sample in samples],
@@ -127,14 +129,12 @@ class LatentCollate:
             batch["latents"] = torch.stack([sample["latents"] for sample in samples])
         return batch
 
-    def for_validation(self, samples: int) -> LatentCollate:
-        """The same noise at every validation of every run, timesteps evenly spread, no caption dropped."""
-        return replace(self, seed=VALIDATION_SEED, caption_dropout=0.0, strata=samples)
+    def for_validation(self) -> LatentCollate:
+        """The same noise at every validation of every run, no caption dropped."""
+        return replace(self, seed=VALIDATION_SEED, caption_dropout=0.0)
 
-    def _u(self, position: int) -> float:
-        if self.strata is not None:
-            return (position % self.strata + 0.5) / self.strata
-        return uniform(self.seed, "timestep", position)
+    def _u(self, sample: Sample) -> float:
+        return sample["quantile"] if "quantile" in sample else uniform(self.seed, "timestep", sample["position"])
 
     def _noise(self, purpose: str, positions: list[int], shape: tuple[int, ...]) -> Tensor:
         return torch.stack([noise(self.seed, purpose, position, shape) for position in positions])

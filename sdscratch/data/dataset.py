@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch.utils.data import Dataset
@@ -30,6 +31,7 @@ class ShardDataset(Dataset[Sample]):
     on_bad: a sample that cannot be used stops the run ("fail"), or another one, a function of seed and position, takes
         its place and names it in `quarantined` ("quarantine").
     scaling_factor: multiplies latents; the one of the VAE that made them.
+    source: what the samples say they are from, instead of what their records say.
     """
 
     def __init__(
@@ -42,14 +44,20 @@ class ShardDataset(Dataset[Sample]):
         flip: bool = False,
         on_bad: OnBad = "fail",
         scaling_factor: float = 1.0,
+        source: str | None = None,
     ):
         if on_bad not in ("fail", "quarantine"):
             raise ConfigError(f"on_bad={on_bad!r} is unknown. Expected 'fail' or 'quarantine'.")
         self.index, self.order, self.seed, self.resolution = index, order, seed, resolution
         self.random_crop, self.flip, self.on_bad, self.scaling_factor = random_crop, flip, on_bad, scaling_factor
+        self.source = source
 
     def __getitem__(self, position: int) -> Sample:
         return self.load(self.order.at(position), position)
+
+    def key(self, position: int) -> str:
+        """The key of the sample at `position`, as it is ordered."""
+        return self.index.key(self.order.at(position))
 
     def load(self, n: int, position: int) -> Sample:
         """Sample number n, with the draws of `position`. Raises DataError naming a sample that cannot be used."""
@@ -79,7 +87,7 @@ class ShardDataset(Dataset[Sample]):
         sample: Sample = {
             "caption": choose(captions, self._draw("caption", position)),
             "key": self.index.key(n),
-            "source": str(record.get("source", "unknown")),
+            "source": self.source or str(record.get("source", "unknown")),
             "position": position,
             "quarantined": bad,
         }
@@ -98,3 +106,27 @@ class ShardDataset(Dataset[Sample]):
 
     def _draw(self, purpose: str, position: int) -> float:
         return uniform(self.seed, purpose, position)
+
+
+class HeldOut(Dataset[Sample]):
+    """A fixed validation set of `val_samples` samples, spread evenly over its parts: `held_out[0]` .. `held_out[len - 1]`.
+
+    Of each part it holds the first samples, as many as its even share (at least one, at most all that there are), and what
+    is drawn for one of them depends on its place in its part alone: a part is measured in the same way whatever stands
+    beside it. The parts take turns.
+    """
+
+    def __init__(self, parts: Sequence[ShardDataset], val_samples: int) -> None:
+        self.parts = parts
+        each, more = divmod(val_samples, len(parts))
+        self.counts = [min(max(1, each + (i < more)), len(part.index)) for i, part in enumerate(parts)]
+        self.places = [(i, p) for p in range(max(self.counts)) for i, count in enumerate(self.counts) if p < count]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, n: int) -> Sample:
+        part, position = self.places[n]
+        sample = self.parts[part][position]
+        sample["quantile"] = (position + 0.5) / self.counts[part]
+        return sample

@@ -1,7 +1,7 @@
 """What comes at a position: the order of samples over the whole run, computed, never stored.
 
-An order has one method, `at(position) -> sample number`. A mixture of several sources would be one more such map, from
-a position to (source, position within the source).
+An order has one method, `at(position) -> sample number`. A mixture of several sources (see mixture.py) is one more such map,
+from a position to (source, position within the source).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Order:
         if epoch not in self._epochs:
             shards = permutation(self.seed, "order/shards", epoch, len(self.shard_sizes))
             sizes = np.add.reduceat(self.shard_sizes[shards], np.arange(0, len(shards), self.window))
-            self._epochs = _last_few(self._epochs) | {epoch: (shards, np.cumsum(sizes))}
+            self._epochs = last_few(self._epochs) | {epoch: (shards, np.cumsum(sizes))}
         return self._epochs[epoch]
 
     def _window(self, epoch: int, number: int, shards: np.ndarray) -> np.ndarray:
@@ -91,11 +91,11 @@ class Order:
             inside = shards[number * self.window : (number + 1) * self.window]
             samples = np.concatenate([self._first_sample[s] + np.arange(self.shard_sizes[s]) for s in inside])
             shuffled = samples[permutation(self.seed, f"order/window{number}", epoch, len(samples))]
-            self._windows = _last_few(self._windows) | {(epoch, number): shuffled}
+            self._windows = last_few(self._windows) | {(epoch, number): shuffled}
         return self._windows[epoch, number]
 
 
-def _last_few(cache: dict, keep: int = 2) -> dict:
+def last_few(cache: dict, keep: int = 2) -> dict:
     """Workers run a little ahead of each other, so two neighbours are kept besides the newest."""
     return dict(list(cache.items())[-keep:])
 

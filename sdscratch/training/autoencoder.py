@@ -75,8 +75,10 @@ class Autoencoder(Stage):
 
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:
-        """Of the posterior's mean: reconstruction loss, PSNR in dB; and mean KL and standard deviation of the latents."""
+        """Of the posterior's mean: reconstruction loss, overall and of each source, and PSNR in dB; mean KL and standard
+        deviation of the latents."""
         sums = torch.zeros(4, dtype=torch.float64)
+        of_sources = torch.zeros(len(self.source_names), 2, dtype=torch.float64)  # sum and number
         moments = LatentMoments(network.config.latent_channels)
         for batch in batches:
             images = batch["images"]
@@ -92,7 +94,10 @@ class Autoencoder(Stage):
                 dtype=torch.float64,
             )
             moments.add(posterior)
-        sums = self.add_over_ranks(sums)
+            for i, name in enumerate(batch["source"] if self.source_names else ()):
+                one = torch.tensor([self._distance(reconstructed[i], images[i]), 1.0], dtype=torch.float64)
+                of_sources[self.source_names.index(name)] += one
+        sums, of_sources = self.add_over_ranks(sums), self.add_over_ranks(of_sources)
         moments.totals = self.add_over_ranks(moments.totals)
         _, distance, error, kl = (sums / sums[0]).tolist()
         return {
@@ -100,6 +105,10 @@ class Autoencoder(Stage):
             "val/psnr": float(10 * torch.log10(torch.tensor(4 / max(error, 1e-12)))),
             "val/kl": kl,
             "val/latent_std": moments.std,
+            **{
+                f"val/reconstruction/{name}": (total / number).item()
+                for name, (total, number) in zip(self.source_names, of_sources, strict=True)
+            },
         }
 
     def validation_loss(self, measures: Mapping[str, float]) -> float:

@@ -62,10 +62,11 @@ class LatentDiffusion(Stage):
 
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[LatentBatch]) -> dict[str, float]:
-        """Unweighted loss at fixed noise and fixed, evenly spread timesteps; and in four bins of the noise level."""
-        total = ValidationLoss(self.objective.num_train_timesteps)
+        """Unweighted loss at fixed noise and fixed, evenly spread timesteps: overall, in four bins of the noise level, and of
+        each source."""
+        total = ValidationLoss(self.objective.num_train_timesteps, sources=self.source_names)
         for batch in batches:
-            total.add(self._ask(network, batch).unweighted, batch["timesteps"])
+            total.add(self._ask(network, batch).unweighted, batch["timesteps"], batch["source"])
         total.totals = self.add_over_ranks(total.totals)
         return {f"val/{name}": value for name, value in total.result().items()}
 

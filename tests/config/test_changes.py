@@ -11,6 +11,8 @@ from sdscratch.errors import ConfigError
 
 WITNESSES = {"dataset.fingerprint": "a", "vae.fingerprint": "b", "text_encoder.fingerprint": "c"}
 
+SOURCES = ("~dataset.count", "~dataset.val_count", "dataset.sources={a: {path: x, share: 3}, b: {path: y, share: 1}}")
+
 
 @pytest.fixture(scope="module")
 def tiny():
@@ -42,6 +44,7 @@ def test_no_secret_is_among_them(monkeypatch, tiny):
 
 def test_every_key_that_makes_a_run_what_it_is_is_a_key_of_the_configuration_or_found_out_when_training(tiny):
     known = {*settings(tiny), *settings(compose("train", ["experiment=tiny", "objective=epsilon", "dataset=shards"]))}
+    known |= {*settings(compose("train", ["experiment=tiny", "dataset=mixture", *SOURCES]))}
     known |= {*WITNESSES, "dataset.seed"}
     for name in IDENTITY:
         assert any(key == name or key.startswith(f"{name}.") for key in known), name
@@ -111,6 +114,16 @@ def test_other_data_or_networks_behind_the_same_path_are_refused(tiny):
         with pytest.raises(ConfigError, match=rf"{name}: . -> other"):
             check_identity("runs/a", found, ["seed"])
         check_identity("runs/a", found, [name.partition(".")[0]])
+
+
+def test_shares_make_a_run_what_it_is_and_where_its_sources_lie_does_not():
+    mixed = compose("train", ["experiment=tiny", "dataset=mixture", *SOURCES])
+    for key, value in {"dataset__sources__a__share": 4, "dataset__replay__share": 0.1}.items():
+        name = key.replace("__", ".")
+        with pytest.raises(ConfigError, match=f"{name}: .* -> {value}"):
+            check_identity("runs/a", changed(mixed, **{key: value}), [])
+        check_identity("runs/a", changed(mixed, **{key: value}), ["dataset"])
+    check_identity("runs/a", changed(mixed, dataset__sources__a__path="z"), [])
 
 
 def test_all_is_said_at_once_and_on_one_screen(tiny):

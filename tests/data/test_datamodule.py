@@ -9,7 +9,7 @@ from tiny_shards import image_samples, latent_samples
 from torch import nn
 
 from sdscratch.data import DataModule, ImageCollate, LatentCollate
-from sdscratch.data.datamodule import PositionSampler
+from sdscratch.data.loading import PositionSampler
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.randomness import noise
@@ -170,6 +170,15 @@ def test_validation_spreads_timesteps_evenly_drops_nothing_and_knows_no_training
     held_out = {caption.split()[0] for batch in batches for caption in batch["captions"]}
     trained = {made.train_dataset()[position]["key"].lstrip("0") or "0" for position in range(100)}
     assert held_out and not held_out & trained
+
+
+def test_fewer_held_out_samples_than_ranks_are_refused_before_training(image_shards):
+    made = module(image_shards, holdout=0.4, val_samples=3)
+    made.trainer = Ranked(0, 4, 1)
+    for refused in (made.val_dataloader, made.setup):
+        with pytest.raises(ConfigError, match=r"3 held-out samples \(dataset.val_samples=3\) are too few for 4 ranks"):
+            refused()
+    assert len(list(made.val_dataloader(whole=True))) == 2  # what one rank does alone
 
 
 def test_a_held_out_folder_is_an_alternative_to_a_share(tmp_path, image_shards):

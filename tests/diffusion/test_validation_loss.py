@@ -44,3 +44,11 @@ def test_what_nothing_was_added_to_is_not_reported():
     assert validation.result() == {}
     validation.add(torch.tensor([2.0]), torch.tensor([10]))
     assert validation.result() == {"loss": 2.0, "loss_t000_250": 2.0}
+
+
+def test_each_source_has_its_mean_beside_that_of_all():
+    validation = ValidationLoss(sources=("faces", "cities", "food"))
+    validation.add(LOSSES, TIMESTEPS, ["faces", "cities", "faces", "faces", "cities", "faces"])
+    found = validation.result()
+    assert (found["loss/faces"], found["loss/cities"]) == (pytest.approx((1 + 4 + 8 + 32) / 4), 9.0)
+    assert "loss/food" not in found and found["loss"] == pytest.approx(63 / 6)

@@ -12,6 +12,7 @@ import torch
 from harness import LONG, ForkServer, differing_rows, rows, state_hashes, wait_until
 from ranks import Job
 
+from sdscratch.data.shapes import write_shapes
 from sdscratch.run_folder import RunFolder
 
 KILLS = 30 if LONG else 6
@@ -95,6 +96,20 @@ def test_two_ranks_have_the_gradient_and_the_measures_of_one_with_twice_the_batc
     for name, value in rows(one)[-1].items():
         assert rows(two)[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert any(name.startswith("val/") for name in rows(one)[-1])
+
+
+def test_two_ranks_measure_each_source_of_a_mixture_as_one_does(server, train_words, tiny_data, tmp_path):
+    write_shapes(tiny_data / "shapes_32_64", 64, 16, 32)
+    parts = [
+        f"{part}: {{path: {tiny_data}/shapes_32_64/{part}, share: {n}}}" for n, part in enumerate(("train", "val"), 1)
+    ]
+    data = ("dataset=mixture", "~dataset.count", "~dataset.val_count", "dataset.holdout=0.3", "dataset.val_samples=11")
+    words = train_words(tmp_path, *GRADIENT, *data, f"dataset.sources={{{', '.join(parts)}}}")
+    finished([server.attempt([*words, "name=one"]), *Job(server, [*words, "name=two"]).wait()])
+    one, two = (rows(RunFolder(tmp_path / name))[-1] for name in ("one", "two"))
+    assert {"val/loss/train", "val/loss/val"} < one.keys() == two.keys()
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_world_sizes_one_and_two_lose_the_same_over_a_hundred_steps(server, train_words, tmp_path):

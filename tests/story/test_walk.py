@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,16 @@ def test_training_on_the_pictures_themselves_gives_the_same_kind_of_run(walk):
     assert pair[0] == pytest.approx(pair[1], rel=0.02)  # the same encodings, but for float16 on disk
 
 
+def test_latents_of_several_folders_mix(walk):
+    sources = [f"{part}: {{path: {walk.latents / part}, share: {n}}}" for n, part in enumerate(("train", "val"), 1)]
+    data = ("dataset=mixture", f"dataset.sources={{{', '.join(sources)}}}", "dataset.holdout=0.3")
+    assert walk.train("mixed", *walk.diffusion(), *data) == 0
+    run = RunFolder(walk.runs / "mixed")
+    assert {"val/loss", "val/loss/train", "val/loss/val"} < run.read_metrics()[-1].keys()
+    about = json.loads((run.model_folder / "sdscratch.json").read_text())["data"]
+    assert [about["sources"][part]["share"] for part in ("train", "val")] == pytest.approx([1 / 3, 2 / 3])
+
+
 # Bad input: one line, exit code 2, nothing lost
 
 
@@ -189,6 +200,9 @@ def test_latents_of_another_vae(walk, refused):
     said = refused("x5", *walk.diffusion("other_vae"), *walk.data(walk.latents))
     prints = [fingerprint(load_vae(str(walk.runs / name / "model"))) for name in ("vae", "other_vae")]
     assert prints[0] != prints[1] and all(name in said for name in prints) and str(walk.latents) in said
+    mixture = ("dataset=mixture", f"dataset.sources={{few: {{path: {walk.latents / 'train'}, share: 1}}}}")
+    said = refused("x5", *walk.diffusion("other_vae"), *mixture, "dataset.holdout=0.3")
+    assert "source few: " in said and all(name in said for name in prints)
 
 
 def test_a_run_folder_that_already_holds_a_run(walk, refused):

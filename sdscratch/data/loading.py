@@ -1,0 +1,74 @@
+"""Which positions each rank reads, and the processes that read them."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from sdscratch.data.order import data_step
+from sdscratch.errors import ConfigError, SdscratchError
+
+
+class PositionSampler:
+    """The positions of each micro-batch of one rank, without end, from `start_step` on.
+
+    All ranks and micro-batches of a step together hold exactly step * global_batch_size + (0 .. global_batch_size - 1),
+    where data steps in `skipped` are passed over (see `data_step`).
+    It keeps no state: iterating again starts at `start_step` again.
+    """
+
+    def __init__(
+        self,
+        start_step: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        skipped: Sequence[Sequence[int]] = (),
+    ):
+        if global_batch_size % (micro_batch_size * world_size):
+            raise ConfigError(
+                f"global_batch_size={global_batch_size} is not a multiple of {micro_batch_size} samples x "
+                f"{world_size} ranks. Set it to one."
+            )
+        self.start_step, self.skipped, self.global_batch_size = start_step, skipped, global_batch_size
+        self.micro_batch_size, self.stride = micro_batch_size, micro_batch_size * world_size
+        self.offset = rank * micro_batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in count(self.start_step):
+            first = data_step(step, self.skipped) * self.global_batch_size
+            for micro_batch in range(first, first + self.global_batch_size, self.stride):
+                mine = micro_batch + self.offset
+                yield list(range(mine, mine + self.micro_batch_size))
+
+
+class Loader(DataLoader):
+    """A DataLoader that gives the errors meant for users as they were raised, without a worker's traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except SdscratchError as error:
+            raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent(worker: int) -> None:
+    """In a loader's worker: be there for the last steps when the whole process group is told to stop, and no longer.
+
+    A worker holds the connections between ranks open. While it outlives a killed rank, the others wait for that one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # elsewhere torch finds out within seconds
+    for number in (signal.SIGINT, signal.SIGUSR1):  # SLURM may announce a preemption to everyone
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
