@@ -153,6 +153,11 @@ class DataModule(L.LightningDataModule):
             if index is not None:
                 index.require_vae(fingerprint)
 
+    def about(self) -> dict[str, Any]:
+        """What a model that was trained on these data says of them."""
+        index = self.indexes[0]
+        return {"made_by": index.made_by, "samples": len(index), "fingerprint": index.fingerprint}
+
     @property
     def micro_batch_size(self) -> int:
         """Samples per rank and forward pass. Raises ConfigError when it is not whole."""
