@@ -217,7 +217,7 @@ def test_a_finished_phase_that_is_changed_is_refused_with_the_difference(two, wo
     assert main(["curriculum", *words("p1_laion_broad", "p4_faces", more=["handover.weights=raw"])]) == 2
     assert "p4_faces: handover.weights: ema -> raw" in capsys.readouterr().err
     assert main(["curriculum", *words("p4_faces")]) == 2
-    assert f"p4_faces: handover.from: runs/mine/p1_laion_broad -> nothing" in capsys.readouterr().err
+    assert "p4_faces: handover.from: runs/mine/p1_laion_broad -> nothing" in capsys.readouterr().err
 
 
 def test_what_was_not_learnt_from_may_change(two, words):
