@@ -66,10 +66,10 @@ class Stage(L.LightningModule):
     can show (`preview`) and what it leaves behind (`save`). Numbers for the metrics row of the current step are put into
     `step_metrics`; whoever writes the row empties it. `counts` are numbers for every later row, over the whole run.
 
-    channels_last: kernels and pictures lie in memory as tensor cores read them; the numbers are the same to rounding.
-
     At each optimizer step all ranks agree on a `report`; `guard` decides by it whether the step is taken, and the first of
     the `stop_signals` of any rank ends training after it.
+
+    channels_last: kernels and pictures lie in memory as tensor cores read them; the numbers are the same to rounding.
     """
 
     def __init__(
