@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 import pytest
-from harness import LONG, ForkServer, assert_same_run
+from harness import LONG, ForkServer, assert_same_run, wait_until
 from tiny import TINY_PHASES
 
 from sdscratch.run_folder import RunFolder
@@ -24,7 +25,7 @@ PHASES = (
     "p6_consolidation",
     "p7_final",
 )
-CHAIN = PHASES if LONG else PHASES[:3]
+CHAIN = PHASES if LONG else ("p1_laion_broad", "p3_synthetic")
 KILLS = 70 if LONG else 6
 MOMENTS = [f"{moment}/{{}}:{point}" for moment in ("begin", "finish") for point in ("tmp", "fsync", "rename")]
 """Where a manifest can be cut short: before the phase that takes over, and behind the one that is done."""
@@ -52,6 +53,8 @@ class Chain(NamedTuple):
         text = (self.folder / "manifest.json").read_text().replace(f"{self.root}/{self.name}/", "")
         phases = json.loads(text)["phases"]
         for before, phase in pairwise(phases):
+            if phase["carried"] is None:
+                continue
             checkpoint = self.run(before["name"]).newest_intact_checkpoint()
             assert phase["carried"].pop("sha256") == checkpoint.sha256
         return phases
@@ -122,4 +125,32 @@ def test_a_final_checkpoint_that_is_damaged_before_it_is_handed_over_is_made_aga
     attempt = server.attempt(words(chain))
     assert attempt.rc == 0, attempt.output
     assert f"{chain.run(CHAIN[0]).path} has no valid checkpoint of its last step any more" in attempt.output
+    assert_same_chain(chain, reference)
+
+
+def test_killed_while_changed_phases_begin_again_none_is_set_aside_twice(server, words, reference, tmp_path):
+    chain = Chain(tmp_path, "chain")
+    assert server.attempt([*words(chain), f"overrides.{CHAIN[0]}=[optimizer.lr=0.0]"]).rc == 0
+    again = [*words(chain), "on_change=rerun"]
+    for point in ("stale:tmp", "stale:rename", *(moment.format(CHAIN[0]) for moment in MOMENTS)):
+        attempt = server.attempt(again, env={"SDS_CRASH_AT": point})
+        assert attempt.rc == 9, f"{point}: {attempt.output}"
+    attempt = server.attempt(again)
+    assert attempt.rc == 0, attempt.output
+    assert_same_chain(chain, reference)
+    aside = sorted(path.name for path in (tmp_path / "chain").iterdir())
+    assert aside == sorted([*CHAIN, *(f"{phase}.stale1" for phase in CHAIN)])
+
+
+def test_a_signal_stops_the_phase_with_a_checkpoint_and_the_chain_with_it(server, words, reference, tmp_path):
+    chain = Chain(tmp_path, "chain")
+    running = server.start(words(chain))
+    wait_until(lambda: (chain.run(CHAIN[1]).path / "recipe.yaml").exists())
+    running.kill(signal.SIGTERM)
+    attempt = running.wait()
+    assert attempt.rc == 143, attempt.output
+    assert "the same `sdscratch curriculum` does, and with the phases after it" in attempt.output
+    assert chain.run(CHAIN[1]).newest_intact_checkpoint() is not None
+    assert chain.manifest()[1]["status"] == "running"
+    assert server.attempt(words(chain)).rc == 0
     assert_same_chain(chain, reference)
