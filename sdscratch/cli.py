@@ -56,6 +56,28 @@ VERBS = {
             "sdscratch train -m experiment=tiny optimizer.lr=1.0e-4,2.0e-4 'name=lr_${optimizer.lr}'",
         ),
     ),
+    "curriculum": Verb(
+        "curriculum",
+        "curriculum",
+        "Train phases one after the other, each from the final checkpoint of the one before; the same command goes on.",
+        (
+            "sdscratch curriculum name=first",
+            "sdscratch curriculum name=small phases=[p1_laion_broad,p4_faces] train=[trainer=gpu,max_steps=1000]",
+            "sdscratch curriculum name=second overrides.p4_faces=[optimizer.lr=1.0e-6,dataset.replay.share=0.2]",
+        ),
+    ),
+    "curriculum plan": Verb(
+        "curriculum_plan",
+        "curriculum",
+        "Show what a curriculum would do: steps, samples, learning rates, data, GPU-hours, disk. Starts nothing.",
+        ("sdscratch curriculum plan name=first", "sdscratch curriculum plan name=first samples_per_second=120"),
+    ),
+    "curriculum status": Verb(
+        "curriculum_status",
+        "curriculum",
+        "Show where a curriculum stands.",
+        ("sdscratch curriculum status name=first",),
+    ),
     "resume": Verb(
         "resume",
         None,
@@ -223,6 +245,8 @@ def _run_on_a_run(name: str, verb: Verb, words: list[str]) -> None:
 
 def _quoted(verb_config: str, overrides: list[str]) -> list[str]:
     """Overrides with free text in Hydra's quotes. A config group of that name (train's `model`) is no free text."""
+    if verb_config == "curriculum":
+        overrides = [_quoted_words(word) for word in overrides]
     matches = [re.fullmatch(rf"(\+{{0,2}}({'|'.join(FREE_TEXT)}))=(.*)", word, re.DOTALL) for word in overrides]
     if not any(matches):
         return overrides
@@ -233,6 +257,37 @@ def _quoted(verb_config: str, overrides: list[str]) -> list[str]:
         f"{match[1]}={literal(match[3])}" if match and match[2] not in groups else word
         for word, match in zip(overrides, matches, strict=True)
     ]
+
+
+def _quoted_words(word: str) -> str:
+    """train=[a=b,c=[1,2]] with Hydra's quotes around the words in it, so that they need none on the command line.
+
+    overrides.PHASE=[...] gets the ++ by which Hydra takes a key that is not there yet.
+    """
+    match = re.fullmatch(r"(?:\+{0,2})(train|overrides\.[\w.-]+)=\[(.*)\]", word, re.DOTALL)
+    if not match:
+        return word
+    from sdscratch.config import literal
+
+    words = [text if text[0] in "\"'" else literal(text) for text in map(str.strip, _at_commas(match[2])) if text]
+    return f"{'' if match[1] == 'train' else '++'}{match[1]}=[{','.join(words)}]"
+
+
+def _at_commas(text: str) -> list[str]:
+    """Text cut at the commas that stand in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if sign == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += sign
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        else:
+            depth += (sign in "[({") - (sign in "])}")
+    return parts
 
 
 def _search_in(folder: str) -> str:

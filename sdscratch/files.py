@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-from sdscratch.errors import CannotWriteError
+from sdscratch.errors import CannotWriteError, RunFolderError
 
 HALF = re.compile(r"\..+\.(\d{1,7})\.tmp")  # with the number of the process that writes it
+
+
+class FolderLock:
+    """Keeps other processes out of a folder until this one ends. Forked children do not hold it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: BinaryIO | None = None
+
+    def take(self) -> None:
+        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made."""
+        try:
+            self._file = (self.folder / ".lock").open("a+b")
+        except OSError as error:
+            raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().decode() or "unknown"
+            self.release()
+            raise RunFolderError(
+                f"{self.folder} is in use by process {holder}. Wait for it, or choose another name="
+            ) from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()).encode())
+        self._file.flush()
+
+    @property
+    def is_held(self) -> bool:
+        """By this process."""
+        return self._file is not None
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str = "") -> None:
@@ -70,7 +109,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write readable JSON, in its own order."""
+def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
+    """Write readable JSON, in its own order. job: as in write_atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), job)

@@ -10,7 +10,6 @@ which is written last, fits it.
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import re
@@ -20,11 +19,11 @@ from dataclasses import asdict, dataclass
 from hashlib import file_digest, sha256
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from sdscratch.console import warn
-from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import crash_point, remove_halves, write_atomically, write_json
+from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError
+from sdscratch.files import FolderLock, crash_point, remove_halves, write_atomically, write_json
 
 CHECKPOINT_FILE = re.compile(r"\.?step_\d+\.ckpt(\.json)?(\.\d+\.tmp)?")  # with its side-car, and halves of both
 
@@ -77,6 +76,14 @@ class Checkpoint:
         return load_tensors(self.path, mapped)
 
 
+def folder_below(root: str, name: object) -> Path:
+    """ROOT/NAME, for a run or a curriculum. Raises ConfigError for names that lead out of `root`, or nowhere."""
+    path = Path(str(name))
+    if not isinstance(name, str | int | float) or not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"name={name} is no folder below {root}: expected one such as try1")
+    return Path(root) / path
+
+
 def load_tensors(path: Path, mapped: bool = False) -> dict[str, Any]:
     """What torch.save has put into a file, as long as that is tensors and plain values. Raises RunFolderError otherwise."""
     import torch
@@ -126,7 +133,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.recipe_file = self.path / "recipe.yaml"
         self.plots = self.path / "plots"
-        self._lock: BinaryIO | None = None
+        self._lock = FolderLock(self.path)
 
     def create(self) -> None:
         """Make the folder, and find out now rather than after the first thousand steps whether it can be written."""
@@ -143,36 +150,18 @@ class RunFolder:
 
         What earlier ones had half written when they were killed is removed.
         """
-        try:
-            self._lock = (self.path / ".lock").open("a+b")
-        except OSError as error:
-            raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().decode() or "unknown"
-            self._lock.close()
-            self._lock = None
-            raise RunFolderError(
-                f"{self.path} is in use by process {holder}. Wait for it, or choose another name="
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()).encode())
-        self._lock.flush()
+        self._lock.take()
         for folder in (self.path, self.checkpoint_folder):
             remove_halves(folder)
 
     @property
     def is_locked(self) -> bool:
         """By this process."""
-        return self._lock is not None
+        return self._lock.is_held
 
     def unlock(self) -> None:
         """Let others in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     # State: what the run is doing, for people, `status` commands and pages.
 

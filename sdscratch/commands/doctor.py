@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from sdscratch.commands import footprint
 from sdscratch.config import build
 from sdscratch.doctor.finding import Check, Finding
 from sdscratch.doctor.versions import imports, torchvision, versions
@@ -88,31 +89,12 @@ def _one_by_one(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], Iterable[Fi
     for name in ("vae", "text_encoder"):
         if (cfg.get(name) or {}).get("path"):
             yield name, partial(weights, name, str(cfg[name].path)), 10
-    yield "disk", lambda: disk(Path(cfg.paths.runs), checkpoint_size(_network(cfg)), _kept(cfg)), 60
+    yield (
+        "disk",
+        lambda: disk(Path(cfg.paths.runs), checkpoint_size(footprint.network(cfg)), footprint.checkpoints(cfg)),
+        60,
+    )
     yield "loader", lambda: _loader(cfg), 30
-
-
-def _network(cfg: DictConfig) -> Any:
-    """The network that the stage trains, without memory for its weights."""
-    import torch
-    from transformers import CLIPTokenizer
-
-    with torch.device("meta"):
-        if "objective" in cfg:
-            return build(cfg.model)
-        if "text_encoder" in cfg:
-            words = {str(number): number for number in range(cfg.text_encoder.vocab_size - 2)}
-            tokenizer = CLIPTokenizer(vocab=words, merges=[], model_max_length=cfg.text_encoder.max_length)
-            return build(cfg.text_encoder, captions=[], tokenizer=tokenizer).clip
-        return build(cfg.vae)
-
-
-def _kept(cfg: DictConfig) -> int:
-    """How many checkpoints lie in the folder at most, one of them half written."""
-    if not (keeping := (cfg.get("callbacks") or {}).get("checkpoints")):
-        return 0
-    milestones = cfg.max_steps // keeping.keep_every if keeping.keep_every else 0
-    return keeping.keep_last + (keeping.get("keep_best") or 0) + milestones + 1
 
 
 def _loader(cfg: DictConfig) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -30,7 +29,7 @@ from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, Stop
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
 from sdscratch.randomness import key
-from sdscratch.run_folder import Checkpoint, RunFolder
+from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
 from sdscratch.training import LatentDiffusion, RunFolderIO, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
 from sdscratch.training.preemption import StopNow, StopSignals, stopped, without_lightnings_signals
@@ -58,7 +57,7 @@ def train(cfg: DictConfig) -> RunFolder:
     """
     for name in ("max_steps", "global_batch_size"):
         check_whole(name, cfg[name])
-    folder = _run_folder(cfg)
+    folder = RunFolder(folder_below(cfg.paths.runs, cfg.name))
     if count := launch.ranks_to_start(cfg.trainer):
         if not _is_finished(folder, cfg):
             launch.launch(cfg, count, folder)
@@ -178,14 +177,6 @@ def _datamodule(cfg: DictConfig) -> BaseDataModule:
     datamodule: BaseDataModule = build(cfg.dataset)
     datamodule.prepare_data()
     return datamodule
-
-
-def _run_folder(cfg: DictConfig) -> RunFolder:
-    """runs/NAME. Raises ConfigError for names that lead out of runs/, or nowhere."""
-    path = Path(str(cfg.name))
-    if not isinstance(cfg.name, (str, int, float)) or not path.parts or path.is_absolute() or ".." in path.parts:
-        raise ConfigError(f"name={cfg.name} is no folder below {cfg.paths.runs}: expected one such as try1")
-    return RunFolder(Path(cfg.paths.runs) / path)
 
 
 def _is_finished(folder: RunFolder, cfg: DictConfig) -> bool:

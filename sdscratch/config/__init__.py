@@ -5,6 +5,7 @@ check_config(cfg)
 trainer = build(cfg.trainer, callbacks=list(build_named(cfg.callbacks).values()))
 """
 
+from sdscratch.config import lengths as lengths  # configurations name its resolver
 from sdscratch.config.building import build, build_named
 from sdscratch.config.changes import ABSENT, Change, changes, check_identity, settings
 from sdscratch.config.checking import check_config

@@ -33,7 +33,9 @@ def disk(folder: Path, checkpoint: int, kept: int) -> Iterator[Finding]:
         yield Finding("fail", "disk", f"{place} is not writable", "choose another folder: paths.runs=...")
         return
     needed, free = checkpoint * kept, shutil.disk_usage(place).free
-    found = f"{kept} checkpoints of {_gb(checkpoint)} need {_gb(needed)}; {_gb(free)} are free in {place}"
+    found = (
+        f"{kept} checkpoints of {readable(checkpoint)} need {readable(needed)}; {readable(free)} are free in {place}"
+    )
     remedy = "free some space, set another paths.runs, or keep fewer: callbacks.checkpoints.keep_last, keep_every"
     level: Level = "ok" if free > 1.2 * needed else "warn" if free > needed else "fail"
     yield Finding(level, "space", found, "" if level == "ok" else remedy)
@@ -69,5 +71,6 @@ def _speed(folder: Path) -> float:
     return written / (time.perf_counter() - start)
 
 
-def _gb(size: int) -> str:
+def readable(size: int) -> str:
+    """Bytes, in words."""
     return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"

@@ -46,8 +46,9 @@ class Autoencoder(Stage):
         ema_decay: float = 0.9999,
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
+        channels_last: bool = False,
     ) -> None:
-        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last)
         self.kl_weight, self.reconstruction, self.seed = kl_weight, reconstruction, seed
         self.perceptual, self.perceptual_weight = [perceptual], perceptual_weight  # in a list: not trained, not saved
 

@@ -43,6 +43,7 @@ class Clip(Stage):
         ema_decay: float = 0.9999,
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
+        channels_last: bool = False,
     ) -> None:
         if text.clip is None:
             raise ConfigError("the text encoder has no image tower, but the CLIP stage trains both. Choose a new one.")
@@ -51,7 +52,7 @@ class Clip(Stage):
             raise ConfigError(
                 f"text_encoder.patch_size={vision.patch_size} does not divide the {vision.image_size} pixels of a picture"
             )
-        super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last)
         self.text = text
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:

@@ -27,15 +27,18 @@ class InitialWeights:
     """What a new run takes from `init_from`: a run (its newest intact checkpoint), a checkpoint, or a model folder.
 
     weights: "ema" or "raw". optimizer, ema: "keep" takes along the optimizer's moments, or the average with its counter;
-    "reset" starts the optimizer anew, or the average from the weights taken. A model folder has its ema weights only.
+    "reset" starts the optimizer anew, or the average from the weights taken. samples_seen: "keep" counts on from those that
+    the source had seen. A model folder has its ema weights only.
     """
 
     weights: Literal["ema", "raw"] = "ema"
     optimizer: Literal["reset", "keep"] = "reset"
     ema: Literal["reset", "keep"] = "reset"
+    samples_seen: Literal["reset", "keep"] = "reset"
 
     def __post_init__(self) -> None:
-        for name, known in (("weights", ("ema", "raw")), ("optimizer", ("reset", "keep")), ("ema", ("reset", "keep"))):
+        for name in ("weights", "optimizer", "ema", "samples_seen"):
+            known = ("ema", "raw") if name == "weights" else ("reset", "keep")
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"init.{name}={value} is unknown; expected {' or '.join(known)}")
 
@@ -47,6 +50,8 @@ class InitialWeights:
         if checkpoint := _checkpoint(Path(source)):
             origin = {"step": checkpoint.step, "samples_seen": checkpoint.samples_seen, "sha256": checkpoint.sha256}
             self._give_checkpoint(module, source, checkpoint.load(mapped=True))
+            if self.samples_seen == "keep":
+                module.samples_offset = checkpoint.samples_seen
         else:
             origin = self._give_model(module, source)
         return {"from": source, **origin, "weights": self.weights, "optimizer": self.optimizer, "ema": self.ema}
@@ -65,8 +70,8 @@ class InitialWeights:
     def _give_model(self, module: Stage, source: str) -> dict[str, Any]:
         if self != InitialWeights():
             raise ConfigError(
-                f"{source} is a model folder, with ema weights and nothing else. init.weights=raw, init.optimizer=keep "
-                "and init.ema=keep need a run or a checkpoint"
+                f"{source} is a model folder, with ema weights and nothing else. init.weights=raw, init.optimizer=keep, "
+                "init.ema=keep and init.samples_seen=keep need a run or a checkpoint"
             )
         folder = _part(source, module.component)
         file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)

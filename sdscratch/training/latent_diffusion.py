@@ -42,8 +42,9 @@ class LatentDiffusion(Stage):
         ema_decay: float = 0.9999,
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
+        channels_last: bool = False,
     ) -> None:
-        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last)
         if not preview_prompts or not all(prompt.strip() for prompt in preview_prompts):
             raise ConfigError(
                 f"stage.preview_prompts is {preview_prompts}: expected texts. callbacks.previews=null shows none."

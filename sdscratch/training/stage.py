@@ -70,6 +70,8 @@ class Stage(L.LightningModule):
 
     At each optimizer step all ranks agree on a `report`; `guard` decides by it whether the step is taken, and the first of
     the `stop_signals` of any rank ends training after it.
+
+    channels_last: kernels and pictures lie in memory as tensor cores read them; the numbers are the same to rounding.
     """
 
     def __init__(
@@ -80,11 +82,13 @@ class Stage(L.LightningModule):
         ema_decay: float = 0.9999,
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if max_grad_norm <= 0:  # a negative one would turn every gradient around
             raise ConfigError(f"stage.max_grad_norm is {max_grad_norm}: expected a number above 0")
-        self.network = network
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
         self.ema = Ema(network, ema_decay)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         defaults = optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults  # it refuses wrong settings here
@@ -105,7 +109,7 @@ class Stage(L.LightningModule):
             str, Any
         ] = {}  # what it is trained with, kept in its checkpoints: see sdscratch.config.changes
         self.first_moments: dict[int, Any] | None = None  # of the optimizer, where they are another run's
-        self.samples_offset = 0  # where the batch size has been changed on the way
+        self.samples_offset = 0  # those of runs that this one goes on from, or of a batch size changed on the way
 
     # What a stage says of itself
 
@@ -135,7 +139,7 @@ class Stage(L.LightningModule):
     # One optimizer step
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        losses = self.losses(batch)
+        losses = self.losses({name: self._laid_out(value) for name, value in batch.items()})
         if self.trainer.datamodule is not None:
             position = self.trainer.datamodule.positions(self.global_step).start
             losses["loss"] = disturb(losses["loss"], position // self.global_batch_size, self.global_rank)
@@ -149,7 +153,8 @@ class Stage(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.make_optimizer(parameter_groups(self.network, self.weight_decay))
         if self.first_moments is not None:
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.first_moments})
+            moments = self._moments_laid_out(self.first_moments)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         return optimizer
 
     def learning_rate(self, step: int) -> float:
@@ -220,7 +225,7 @@ class Stage(L.LightningModule):
         return ranks.add_up(values.to(self.device)).cpu() if ranks.together() else values
 
     def samples_seen(self, step: int) -> int:
-        """Over the whole run, after `step` optimizer steps."""
+        """Over the whole run, and those it counts on from, after `step` optimizer steps."""
         return self.samples_offset + step * self.global_batch_size
 
     # What travels with the run
@@ -241,6 +246,15 @@ class Stage(L.LightningModule):
             raise ConfigError("\n  ".join(["the run trained another network than the one configured:", *found]))
         self.samples_offset = checkpoint["samples_seen"] - checkpoint["global_step"] * self.global_batch_size
         self.ema.load_state_dict(checkpoint["ema"])
+        checkpoint["optimizer_states"][0]["state"] = self._moments_laid_out(checkpoint["optimizer_states"][0]["state"])
         configured = self.configure_optimizers().param_groups
         for saved, group in zip(checkpoint["optimizer_states"][0]["param_groups"], configured, strict=True):
             saved |= {name: value for name, value in group.items() if name != "params"}  # decay, betas: the configured
+
+    def _moments_laid_out(self, state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+        """An optimizer's state in the weights' own layout, which fused optimizers rely on."""
+        return {i: {name: self._laid_out(value) for name, value in of_one.items()} for i, of_one in state.items()}
+
+    def _laid_out(self, value: Any) -> Any:
+        is_picture = isinstance(value, Tensor) and value.ndim == 4
+        return value.contiguous(memory_format=self.memory_format) if is_picture else value

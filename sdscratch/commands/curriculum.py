@@ -1,0 +1,162 @@
+"""`sdscratch curriculum`: phases one after the other, each from the final checkpoint of the one before.
+
+Whatever is killed, the same command goes on: what a phase takes over is decided and written down before it begins, the phase
+itself is a run that resumes, and that it is done is written down when its model lies in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sdscratch.commands import launch
+from sdscratch.commands.phases import Phase, phases_of
+from sdscratch.config.words import screen
+from sdscratch.console import say, warn
+from sdscratch.errors import ConfigError, RunFolderError, StoppedError
+from sdscratch.run_folder import Checkpoint, folder_below
+from sdscratch.training.curriculum import CurriculumFolder, Entry, measures, set_aside, trained_on
+from sdscratch.training.preemption import StopSignals
+
+
+def run(cfg: DictConfig) -> None:
+    """Train what is not done yet, in order. The configuration has been checked; those of the phases are checked here."""
+    if launch.is_rank():
+        raise ConfigError(
+            "a curriculum starts each phase itself, on all its devices: call it without torchrun and with srun -n 1"
+        )
+    if cfg.on_change not in ("refuse", "rerun"):
+        raise ConfigError(f"on_change={cfg.on_change} is unknown; expected refuse or rerun")
+    phases = phases_of(cfg)
+    folder = CurriculumFolder(folder_below(cfg.paths.curricula, cfg.name))
+    with StopSignals(str(folder.path)):
+        folder.lock()
+        try:
+            chain = Chain(folder, phases)
+            chain.compare(rerun=cfg.on_change == "rerun")
+            for phase in phases:
+                chain.train(phase)
+        finally:
+            folder.unlock()
+
+
+class Chain:
+    """Phases, and what the manifest says of them."""
+
+    def __init__(self, folder: CurriculumFolder, phases: Sequence[Phase]) -> None:
+        self.folder, self.phases = folder, phases
+        known = folder.entries()
+        self.entries = {phase.name: known.get(phase.name, Entry(phase.name)) for phase in phases}
+        self.entries |= {name: entry for name, entry in known.items() if name not in self.entries}  # asked for before
+
+    def compare(self, rerun: bool) -> None:
+        """Look for finished phases that are configured differently now.
+
+        Raises ConfigError, with the old and new values; or, to `rerun`, marks them and all that builds on them stale.
+        """
+        done = [phase for phase in self.phases if self.entries[phase.name].status == "done"]
+        changed = {phase.name: phase.changed(self.entries[phase.name].carried) for phase in done}
+        if not any(changed.values()):
+            return
+        lines = [f"{name}: {change}" for name, changes in changed.items() for change in changes]
+        headline = f"{self.folder.path}: phases that are done are configured differently now."
+        if not rerun:
+            remedy = "Set this back, choose another name=, or train them and what builds on them again: on_change=rerun"
+            raise ConfigError(screen(f"{headline} {remedy}", lines))
+        stale = {name for name in changed if changed[name]}
+        for phase in self.phases:
+            begun = self.entries[phase.name].status in ("running", "done")
+            if begun and (phase.name in stale or any(source.name in stale for source in phase.sources)):
+                stale.add(phase.name)
+                self.entries[phase.name] = replace(self.entries[phase.name], status="stale")
+        self.folder.write(self.entries, "stale")
+        say(screen(headline, [*lines, f"stale, to be trained again: {', '.join(sorted(stale))}"]))
+
+    def train(self, phase: Phase) -> None:
+        """Bring one phase to its end; nothing to do where it is there."""
+        where = f"{self.folder.path}: phase {self.phases.index(phase) + 1} of {len(self.phases)}, {phase.name}"
+        if self.entries[phase.name].status == "done":
+            say(f"{where}, is done")
+            return
+        if self.entries[phase.name].status != "running":
+            self._begin(phase)
+        carried = self.entries[phase.name].carried or {}
+        say(f"{where}, {_said(carried)}")
+        self._train(phase)
+        run = phase.folder
+        self._write(
+            phase,
+            "finish",
+            status="done",
+            samples_seen=run.state()["samples_seen"],
+            data=trained_on(run),
+            metrics=measures(run),
+        )
+
+    def _begin(self, phase: Phase) -> None:
+        """Decide what the phase takes over, and write it down before anything goes on from it."""
+        if self.entries[phase.name].status == "stale" and phase.folder.path.exists():
+            say(f"{phase.folder.path} is stale: it is {set_aside(phase.folder)} now")
+        if phase.folder.holds_a_run():
+            raise RunFolderError(
+                f"{phase.folder.path} holds a run that {self.folder.manifest_file} knows nothing of: move it away, or "
+                "choose another name="
+            )
+        carried = {**self._weights(phase), **phase.models()} or None
+        entry = Entry(phase.name, "running", str(phase.folder.path), carried)
+        self._write(phase, "begin", **{name: value for name, value in vars(entry).items() if name != "name"})
+
+    def _weights(self, phase: Phase) -> dict[str, Any]:
+        how = {name: phase.cfg.init[name] for name in ("weights", "optimizer", "ema")}
+        if phase.before is None:
+            return {"from": str(phase.cfg.init_from), **how} if phase.cfg.init_from is not None else {}
+        final = self._final_checkpoint(phase.before)
+        numbers = {"step": final.step, "samples_seen": final.samples_seen, "sha256": final.sha256}
+        return {"from": str(final.path), **numbers, **how}
+
+    def _final_checkpoint(self, phase: Phase) -> Checkpoint:
+        """Of a finished phase, read whole. One that is damaged since is made again, from the newest that is not."""
+        final = phase.folder.newest_intact_checkpoint()
+        if final is None or final.step < phase.cfg.max_steps:
+            warn(f"{phase.folder.path} has no valid checkpoint of its last step any more: training up to it again")
+            phase.folder.set_state(status="stopped")
+            self._train(phase)
+            final = phase.folder.newest_intact_checkpoint()
+        assert final is not None
+        return final
+
+    def _train(self, phase: Phase) -> None:
+        """As `sdscratch train` would, with the weights that the manifest names where no checkpoint is there yet."""
+        from sdscratch.commands.train import train  # with all that a first look at the manifest does not need
+
+        phase.cfg.init_from = (self.entries[phase.name].carried or {}).get("from")
+        with _naming_the_way_on():
+            train(phase.cfg)
+
+    def _write(self, phase: Phase, moment: str, **changes: Any) -> None:
+        self.entries[phase.name] = replace(self.entries[phase.name], **changes)
+        self.folder.write(self.entries, f"{moment}/{phase.name}")
+
+
+def _said(carried: dict[str, Any]) -> str:
+    """What a phase takes over, in words."""
+    if "from" not in carried:
+        return "from random weights"
+    optimizer = "its" if carried["optimizer"] == "keep" else "a new"
+    average = "its" if carried["ema"] == "keep" else "a new"
+    return f"with the {carried['weights']} weights of {carried['from']}, {optimizer} optimizer, {average} average"
+
+
+@contextmanager
+def _naming_the_way_on() -> Iterator[None]:
+    """A stop is the curriculum's, too."""
+    try:
+        yield
+    except StoppedError as error:
+        raise StoppedError(
+            f"{error}; the same `sdscratch curriculum` does, and with the phases after it", error.exit_code - 128
+        ) from error
