@@ -23,7 +23,12 @@ def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> St
         "optimizer": build(cfg.optimizer),
         "lr_schedule": build(cfg.lr_schedule),
         "global_batch_size": cfg.global_batch_size,
+        "augment": build(cfg.get("augment")),
     }
+    if training["augment"] is not None and datamodule.kind == "latents":
+        raise ConfigError(
+            "augment changes pictures, but dataset.path holds latents: set augment=null, or a folder of image shards"
+        )
     if datamodule.indexes[1] is None:
         raise ConfigError("the held-out set is empty: set dataset.holdout to a share above 0, or dataset.val_path")
     if "objective" in cfg:

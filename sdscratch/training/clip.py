@@ -19,7 +19,7 @@ from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import TextEncoder
 from sdscratch.training import ranks
-from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
+from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
 MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP: a colder temperature only makes training unstable
 
@@ -43,6 +43,7 @@ class Clip(Stage):
         ema_decay: float = 0.9999,
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
+        augment: Augmentation | None = None,
     ) -> None:
         if text.clip is None:
             raise ConfigError("the text encoder has no image tower, but the CLIP stage trains both. Choose a new one.")
@@ -51,7 +52,7 @@ class Clip(Stage):
             raise ConfigError(
                 f"text_encoder.patch_size={vision.patch_size} does not divide the {vision.image_size} pixels of a picture"
             )
-        super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size)
+        super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, augment)
         self.text = text
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:

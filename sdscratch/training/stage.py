@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 LrSchedule = Callable[[int], float]
+Augmentation = Callable[[Tensor, Tensor], Tensor]
+"""Pictures (B, 3, H, W) in [-1, 1] and their positions (B,) -> pictures to train on instead."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Stage(L.LightningModule):
         ema_decay: float = 0.9999,
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
         if max_grad_norm <= 0:  # a negative one would turn every gradient around
@@ -88,6 +91,7 @@ class Stage(L.LightningModule):
         defaults = optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults  # it refuses wrong settings here
         self.peak_lr, self.weight_decay = float(defaults["lr"]), defaults.get("weight_decay", 0.0)
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
+        self.augment = augment
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
         self.counts: dict[str, float] = {}
@@ -130,6 +134,12 @@ class Stage(L.LightningModule):
         raise NotImplementedError
 
     # One optimizer step
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Training's batches alone come this way; held-out pictures stay as they are."""
+        if self.augment is not None:
+            batch["images"] = self.augment(batch["images"], batch["positions"])
+        return batch
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         losses = self.losses(batch)
