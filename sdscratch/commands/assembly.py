@@ -15,6 +15,7 @@ from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import Stage, ranks
+from sdscratch.training.stage import Augmentation
 
 
 def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> Stage:
@@ -23,12 +24,8 @@ def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> St
         "optimizer": build(cfg.optimizer),
         "lr_schedule": build(cfg.lr_schedule),
         "global_batch_size": cfg.global_batch_size,
-        "augment": build(cfg.get("augment")),
+        "augment": _augment(cfg, datamodule),
     }
-    if training["augment"] is not None and datamodule.kind == "latents":
-        raise ConfigError(
-            "augment changes pictures, but dataset.path holds latents: set augment=null, or a folder of image shards"
-        )
     if datamodule.indexes[1] is None:
         raise ConfigError("the held-out set is empty: set dataset.holdout to a share above 0, or dataset.val_path")
     if "objective" in cfg:
@@ -38,6 +35,12 @@ def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> St
     vae = build(cfg.vae)
     check_resolution(cfg.dataset.resolution, downsampling_factor(vae))
     return build(cfg.stage, network=vae, **training)
+
+
+def _augment(cfg: DictConfig, datamodule: DataModule) -> Augmentation | None:
+    if cfg.get("augment") is not None and datamodule.kind == "latents":
+        raise ConfigError("augment changes pictures, but dataset.path holds latents: set augment=null, or image shards")
+    return build(cfg.get("augment"))
 
 
 def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder, training: dict[str, Any]) -> Stage:

@@ -26,11 +26,11 @@ class Augment:
         device = images.device
         with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             changed = [self._change(*pair) for pair in zip(images.split(1), positions.tolist(), strict=True)]
-        return torch.cat(changed).clamp(0, 1) * 2 - 1
+        return torch.cat(changed) * 2 - 1
 
     def _change(self, image: Tensor, position: int) -> Tensor:
         torch.manual_seed(key(self.seed, "augment", position))  # of all devices
         image = (image + 1) / 2
         for transform in self.transforms:
-            image = transform(image)
+            image = transform(image).clamp(0, 1)
         return image

@@ -135,13 +135,9 @@ class Stage(L.LightningModule):
 
     # One optimizer step
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Training's batches alone come this way; held-out pictures stay as they are."""
-        if self.augment is not None:
-            batch["images"] = self.augment(batch["images"], batch["positions"])
-        return batch
-
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        if self.augment is not None:
+            batch = {**batch, "images": self.augment(batch["images"], batch["positions"])}
         losses = self.losses(batch)
         if self.trainer.datamodule is not None:
             position = self.trainer.datamodule.positions(self.global_step).start
