@@ -38,9 +38,10 @@ def make_stage(cfg: DictConfig, datamodule: DataModule, folder: RunFolder) -> St
 
 
 def _augment(cfg: DictConfig, datamodule: DataModule) -> Augmentation | None:
-    if cfg.get("augment") is not None and datamodule.kind == "latents":
-        raise ConfigError("augment changes pictures, but dataset.path holds latents: set augment=null, or image shards")
-    return build(cfg.get("augment"))
+    node = cfg.get("augment")  # runs from before there was one have no such key
+    if node is not None and datamodule.kind == "latents":
+        raise ConfigError("augment changes pictures, but dataset.path holds latents: set augment=none, or image shards")
+    return build(node)
 
 
 def _latent_diffusion(cfg: DictConfig, datamodule: DataModule, folder: RunFolder, training: dict[str, Any]) -> Stage:
