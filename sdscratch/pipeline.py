@@ -24,7 +24,7 @@ from sdscratch.diffusion import Denoiser, FlowSchedule, NoiseSchedule, Predictio
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
-from sdscratch.models.unet import UNet
+from sdscratch.models.unet_kinds import AnyUNet, unet_from_config
 from sdscratch.run_folder import RunFolder
 
 Weights = Literal["ema", "raw"]
@@ -208,13 +208,13 @@ class TextToImage:
         return self._raw.to(next(self.unet.parameters()).device)
 
 
-def _raw_weights(unet: UNet, run: RunFolder) -> nn.Module:
+def _raw_weights(unet: AnyUNet, run: RunFolder) -> nn.Module:
     """The network of the newest intact checkpoint. Raises RunFolderError when none is."""
     checkpoint = run.newest_intact_checkpoint()
     assert checkpoint is not None, "asked for only where there are checkpoints"
     prefix = "network."
     state = checkpoint.load()["state_dict"]
-    raw = UNet.from_config(unet.config).eval()
+    raw = unet_from_config(unet.config).eval()
     raw.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, strict=True)
     return raw
 

@@ -14,6 +14,7 @@ from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import Stage, ranks
 from sdscratch.training.initial_weights import tokenizer_folder
+from sdscratch.training.stage import Augmentation
 
 
 def make_stage(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -> Stage:
@@ -22,6 +23,7 @@ def make_stage(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -
         "optimizer": build(cfg.optimizer),
         "lr_schedule": build(cfg.lr_schedule),
         "global_batch_size": cfg.global_batch_size,
+        "augment": _augment(cfg, datamodule),
     }
     if datamodule.held_out() is None:
         raise ConfigError("the held-out set is empty: set dataset.holdout to a share above 0, or dataset.val_path")
@@ -32,6 +34,13 @@ def make_stage(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -
     vae = build(cfg.vae)
     check_resolution(cfg.dataset.resolution, downsampling_factor(vae))
     return build(cfg.stage, network=vae, **training)
+
+
+def _augment(cfg: DictConfig, datamodule: BaseDataModule) -> Augmentation | None:
+    node = cfg.get("augment")  # runs from before there was one have no such key
+    if node is not None and datamodule.kind == "latents":
+        raise ConfigError("augment changes pictures, but dataset.path holds latents: set augment=none, or image shards")
+    return build(node)
 
 
 def _latent_diffusion(

@@ -12,7 +12,18 @@ from typing import Any
 from sdscratch.config.words import did_you_mean, first_line
 from sdscratch.errors import ConfigError
 
-PACKAGES = ("sdscratch", "torch.optim", "lightning", "diffusers", "transformers")
+PACKAGES = (
+    "sdscratch",
+    "torch.optim",
+    "lightning",
+    "diffusers",
+    "transformers",
+    "bitsandbytes.optim",
+    "kornia.augmentation",
+)
+EXTRAS = {"bitsandbytes": "optim8bit", "kornia": "augment"}
+"""What brings packages that not everyone has."""
+
 CLOSED = {"cli", "commands", "config", "modular_pipelines", "pipelines", "testing_utils"}
 """Rooms of these packages that drive programs or load from the hub, and hold no part of a run."""
 
@@ -20,9 +31,9 @@ CLOSED = {"cli", "commands", "config", "modular_pipelines", "pipelines", "testin
 def find_target(path: str) -> Callable[..., Any]:
     """The class or function at a dotted path such as `sdscratch.models.UNet`, imported.
 
-    Allowed is what sdscratch itself defines, and classes that torch.optim, lightning, diffusers and transformers
-    define. Every step must be a module of that very name, then at most a class: `sdscratch.randomness.np.load`
-    walks through another module; foreign `from_pretrained`, `load_*`, `run_*` and the like are no classes.
+    Allowed is what sdscratch itself defines, and classes that the other PACKAGES define. Every step must be a module of
+    that very name, then at most a class: `sdscratch.randomness.np.load` walks through another module; foreign
+    `from_pretrained`, `load_*`, `run_*` and the like are no classes.
     Raises ConfigError.
     """
     check_name(path)
@@ -69,6 +80,9 @@ def _walk(names: list[str]) -> tuple[Any, Any]:
             is_module = owner is None or (isinstance(owner, ModuleType) and not hasattr(owner, name))
             found = import_module(path) if is_module else getattr(owner, name)
         except Exception as error:  # an import may fail in any way
+            if path in EXTRAS and getattr(error, "name", None) == path:
+                remedy = f"pip install 'sdscratch[{EXTRAS[path]}]'"
+                raise ConfigError(f"{'.'.join(names)} needs {path}, which is not installed: {remedy}") from error
             if isinstance(error, AttributeError) or getattr(error, "name", None) == path:
                 submodules = [module.name for module in iter_modules(getattr(owner, "__path__", []))]
                 raise ConfigError(f"there is no {path!r}{did_you_mean(name, [*dir(owner), *submodules])}") from error

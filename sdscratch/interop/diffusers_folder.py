@@ -35,8 +35,9 @@ from sdscratch.models.encoders import (
     load_vae,
 )
 from sdscratch.models.pretrained import without_commentary
+from sdscratch.models.released_unet import ReleasedUNet
 from sdscratch.models.tokenizer import save_tokenizer
-from sdscratch.models.unet import UNet
+from sdscratch.models.unet_kinds import AnyUNet, unet_from_config
 from sdscratch.run_folder import RunFolder
 
 INDEX, ABOUT = "model_index.json", "sdscratch.json"
@@ -59,7 +60,7 @@ PIPELINE = {
 class Model(NamedTuple):
     """What a model folder holds. about: the content of sdscratch.json, {} in folders made elsewhere."""
 
-    unet: UNet
+    unet: AnyUNet
     encoders: FrozenEncoders
     noise_schedule: NoiseSchedule | FlowSchedule
     prediction_type: PredictionType
@@ -69,7 +70,7 @@ class Model(NamedTuple):
 def save_model_folder(
     folder: Path,
     *,
-    unet: UNet | None = None,
+    unet: AnyUNet | None = None,
     vae: AutoencoderKL | None = None,
     text: TextEncoder | None = None,
     noise_schedule: NoiseSchedule | FlowSchedule | None = None,
@@ -100,7 +101,10 @@ def save_model_folder(
             _save_unet(partial, unet, config)
             scheduler = scheduler_config(noise_schedule, prediction_type)
             write_json(partial / SCHEDULER, scheduler)
-            write_json(partial / INDEX, {**PIPELINE, "scheduler": ["diffusers", scheduler["_class_name"]]})
+            index = {**PIPELINE, "scheduler": ["diffusers", scheduler["_class_name"]]}
+            if isinstance(unet, ReleasedUNet):
+                index["unet"] = ["sdscratch.models", "ReleasedUNet"]  # diffusers then says that it has no such network
+            write_json(partial / INDEX, index)
         write_json(partial / ABOUT, about)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -139,7 +143,7 @@ def load_model_folder(folder: Path) -> Model:
         if not (folder / part).is_dir():
             raise DataError(f"{folder} is no whole model folder: {part}/ is missing")
     with _reading(folder / "unet"):
-        unet = UNet.from_config(_read_json(folder / UNET_CONFIG))
+        unet = unet_from_config(_read_json(folder / UNET_CONFIG))
         unet.load_state_dict(load_file(folder / UNET_WEIGHTS), strict=True)
     with _reading(folder / "scheduler"):
         noise_schedule, prediction_type = schedule_of(_read_json(folder / SCHEDULER))
@@ -163,7 +167,7 @@ def _save_text(folder: Path, text: TextEncoder) -> None:
         text.clip.save_pretrained(folder / "clip")
 
 
-def _save_unet(folder: Path, unet: UNet, config: dict[str, Any]) -> None:
+def _save_unet(folder: Path, unet: AnyUNet, config: dict[str, Any]) -> None:
     write_json(folder / UNET_CONFIG, {**config, "_diffusers_version": diffusers.__version__})
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in unet.state_dict().items()}
     save_file(weights, folder / UNET_WEIGHTS, metadata={"format": "pt"})

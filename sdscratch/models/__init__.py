@@ -8,6 +8,7 @@ from typing import Any
 
 _HOMES = {
     "FrozenEncoders": "sdscratch.models.encoders",
+    "ReleasedUNet": "sdscratch.models.released_unet",
     "TextEncoder": "sdscratch.models.encoders",
     "UNet": "sdscratch.models.unet",
     "load_text_encoder": "sdscratch.models.encoders",

@@ -26,7 +26,10 @@ from sdscratch.models.tokenizer import load_tokenizer, read_tokenizer, train_tok
 
 @dataclass
 class TextEncoder:
-    """A CLIP text tower with the tokenizer it was trained with, and the whole CLIP where the image tower is at hand."""
+    """A CLIP text tower with the tokenizer it was trained with, and the whole CLIP where the image tower is at hand.
+
+    Where the tower's config says `use_attention_mask`, tokens that only pad are not attended to, as in pipelines of diffusers.
+    """
 
     model: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -34,16 +37,19 @@ class TextEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that name the tower's weights and the vocabulary."""
+        """16 hex digits that name the tower's weights, the vocabulary, and whether padding is masked."""
         vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
-        return sha256(f"{fingerprint(self.model)} {vocabulary}".encode()).hexdigest()[:16]
+        masked = " masked" if self.masks_padding else ""
+        return sha256(f"{fingerprint(self.model)} {vocabulary}{masked}".encode()).hexdigest()[:16]
+
+    @property
+    def masks_padding(self) -> bool:
+        """Stable Diffusion 1.x does not: its states of padding see earlier padding too."""
+        return bool(getattr(self.model.config, "use_attention_mask", False))
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids, int64 (B, T): start, text cut at T - 2 tokens, end; padded with end up to T = `model_max_length`."""
-        length = self.tokenizer.model_max_length
-        return self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
+        return self._tokenize(captions).input_ids
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:
@@ -52,9 +58,17 @@ class TextEncoder:
         Each distinct caption is encoded once, which with caption dropout and class captions saves most of the work.
         """
         distinct = sorted(set(captions))
-        states = self.model(self.tokens(distinct).to(self.model.device)).last_hidden_state
+        batch = self._tokenize(distinct).to(self.model.device)
+        mask = batch.attention_mask if self.masks_padding else None
+        states = self.model(batch.input_ids, attention_mask=mask).last_hidden_state
         rows = {caption: row for row, caption in enumerate(distinct)}
         return states[torch.tensor([rows[caption] for caption in captions], device=states.device)]
+
+    def _tokenize(self, captions: Sequence[str]) -> Any:
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
 
 
 @dataclass
@@ -153,17 +167,18 @@ def load_vae(path: str) -> AutoencoderKL:
     return load_pretrained(AutoencoderKL, folder, "VAE")
 
 
-def load_text_encoder(captions: Iterable[str], path: str) -> TextEncoder:
+def load_text_encoder(captions: Iterable[str], path: str, use_attention_mask: bool | None = None) -> TextEncoder:
     """A trained text tower and tokenizer from a model folder (`text_encoder/` and `tokenizer/`) or a hub id of a CLIP.
 
     captions: where a new text encoder learns its tokenizer from; a trained one brings its own, so they are not read.
+    use_attention_mask: whether padding is masked, from here on and in folders saved with it; None leaves it as it was saved.
     """
     root = Path(path)
-    if (root / "text_encoder").is_dir():
-        model = load_pretrained(CLIPTextModel, root / "text_encoder", "CLIP text encoder")
-        return TextEncoder(model, load_tokenizer(root / "tokenizer"))
-    model = load_pretrained(CLIPTextModel, path, "CLIP text encoder")
-    return TextEncoder(model, read_tokenizer(path))
+    is_folder = (root / "text_encoder").is_dir()
+    model = load_pretrained(CLIPTextModel, root / "text_encoder" if is_folder else path, "CLIP text encoder")
+    if use_attention_mask is not None:
+        model.config.use_attention_mask = use_attention_mask
+    return TextEncoder(model, load_tokenizer(root / "tokenizer") if is_folder else read_tokenizer(path))
 
 
 def new_clip(

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Augment": "sdscratch.training.augment",
     "Autoencoder": "sdscratch.training.autoencoder",
     "Checkpoints": "sdscratch.training.checkpoints",
     "Clip": "sdscratch.training.clip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from sdscratch.data import ImageBatch, to_pil
 from sdscratch.data.grid import captioned_grid
+from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.latent_scale import LatentMoments, with_unit_latents
 from sdscratch.randomness import noise
-from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
+from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 
@@ -25,6 +27,9 @@ Features = Callable[[Tensor], Sequence[Tensor]]
 class Autoencoder(Stage):
     """Reconstruction + kl_weight * KL(posterior || N(0, 1)), both as means over their elements.
 
+    kl_cycle: None, or a number of steps: the weight climbs from 0 to kl_weight during the first half of each so many steps and
+    stays there for the second (Fu et al. 2019). free_bits: bits per latent element, averaged over batch and pixels, that a
+    channel may differ from N(0, 1) for nothing: only what is above counts (Kingma et al. 2016, appendix C.8).
     reconstruction: "l1", "mse", or "l1+mse". perceptual: a feature network, images (B, 3, H, W) -> feature maps, whose
     squared differences (of unit-length features) count perceptual_weight.
     """
@@ -40,6 +45,8 @@ class Autoencoder(Stage):
         perceptual: Features | None = None,
         perceptual_weight: float = 0.0,
         seed: int = 0,
+        kl_cycle: int | None = None,
+        free_bits: float = 0.0,
         *,
         optimizer: MakeOptimizer,
         lr_schedule: LrSchedule,
@@ -47,9 +54,17 @@ class Autoencoder(Stage):
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
         channels_last: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
-        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last)
+        super().__init__(
+            network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last, augment
+        )
+        if kl_cycle is not None:
+            check_whole("stage.kl_cycle", kl_cycle, 2)
+        if free_bits < 0:
+            raise ConfigError(f"stage.free_bits is {free_bits}: expected bits per latent element, 0 or more")
         self.kl_weight, self.reconstruction, self.seed = kl_weight, reconstruction, seed
+        self.kl_cycle, self.free_bits = kl_cycle, free_bits
         self.perceptual, self.perceptual_weight = [perceptual], perceptual_weight  # in a list: not trained, not saved
 
     def on_fit_start(self) -> None:
@@ -68,11 +83,21 @@ class Autoencoder(Stage):
             "reconstruction": self._distance(reconstructed, images),
             "kl": posterior.kl().mean() / latents[0].numel(),
         }
-        losses["loss"] = losses["reconstruction"] + self.kl_weight * losses["kl"]
+        counted = kl_above(self.free_bits, posterior) if self.free_bits else losses["kl"]
+        weight = self.kl_weight_at(self.global_step)
+        losses["loss"] = losses["reconstruction"] + weight * counted
+        if self.kl_cycle is not None:
+            losses["kl_weight"] = torch.tensor(weight, device=images.device)
         if self.perceptual[0] is not None:
             losses["perceptual"] = _feature_distance(self.perceptual[0], reconstructed, images)
             losses["loss"] = losses["loss"] + self.perceptual_weight * losses["perceptual"]
         return losses
+
+    def kl_weight_at(self, step: int) -> float:
+        """What the KL counts in optimizer step number `step` (from 0)."""
+        if self.kl_cycle is None:
+            return self.kl_weight
+        return self.kl_weight * min(1.0, 2 * (step % self.kl_cycle) / self.kl_cycle)
 
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:
@@ -138,6 +163,13 @@ class Autoencoder(Stage):
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         terms = {"l1": F.l1_loss, "mse": F.mse_loss}
         return torch.stack([terms[name](a, b) for name in self.reconstruction.split("+")]).sum()
+
+
+def kl_above(free_bits: float, posterior: Any) -> Tensor:
+    """Mean over channels of how far each one's mean KL per element, of diffusers' posterior, is above free_bits; in nats."""
+    mean, logvar = posterior.mean, posterior.logvar
+    per_channel = (mean.square() + logvar.exp() - 1 - logvar).mean(dim=(0, 2, 3)) / 2
+    return F.relu(per_channel - free_bits * math.log(2)).mean()
 
 
 def _feature_distance(features: Features, a: Tensor, b: Tensor) -> Tensor:

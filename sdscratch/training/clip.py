@@ -19,7 +19,7 @@ from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import TextEncoder
 from sdscratch.training import ranks
-from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
+from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
 MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP: a colder temperature only makes training unstable
 
@@ -44,6 +44,7 @@ class Clip(Stage):
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
         channels_last: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
         if text.clip is None:
             raise ConfigError("the text encoder has no image tower, but the CLIP stage trains both. Choose a new one.")
@@ -52,7 +53,9 @@ class Clip(Stage):
             raise ConfigError(
                 f"text_encoder.patch_size={vision.patch_size} does not divide the {vision.image_size} pixels of a picture"
             )
-        super().__init__(text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last)
+        super().__init__(
+            text.clip, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last, augment
+        )
         self.text = text
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import FrozenEncoders
 from sdscratch.pipeline import SamplingDefaults, TextToImage
-from sdscratch.training.stage import LrSchedule, MakeOptimizer, Stage
+from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
 
 class LatentDiffusion(Stage):
@@ -43,8 +43,11 @@ class LatentDiffusion(Stage):
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
         channels_last: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
-        super().__init__(network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last)
+        super().__init__(
+            network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last, augment
+        )
         if not preview_prompts or not all(prompt.strip() for prompt in preview_prompts):
             raise ConfigError(
                 f"stage.preview_prompts is {preview_prompts}: expected texts. callbacks.previews=null shows none."

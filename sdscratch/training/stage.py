@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 LrSchedule = Callable[[int], float]
+Augmentation = Callable[[Tensor, Tensor], Tensor]
+"""Pictures (B, 3, H, W) in [-1, 1] and their positions (B,) -> pictures to train on instead."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Stage(L.LightningModule):
         max_grad_norm: float = 1.0,
         global_batch_size: int = 1,
         channels_last: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
         if max_grad_norm <= 0:  # a negative one would turn every gradient around
@@ -94,6 +97,7 @@ class Stage(L.LightningModule):
         defaults = optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults  # it refuses wrong settings here
         self.peak_lr, self.weight_decay = float(defaults["lr"]), defaults.get("weight_decay", 0.0)
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
+        self.augment = augment
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
         self.counts: dict[str, float] = {}
@@ -105,9 +109,7 @@ class Stage(L.LightningModule):
         self._micro_batches: list[dict[str, Tensor]] = []  # losses of those of the present step
         self._quarantined = 0
         self.val_loss: float | None = None  # at this step, if it was measured
-        self.settings: dict[
-            str, Any
-        ] = {}  # what it is trained with, kept in its checkpoints: see sdscratch.config.changes
+        self.settings: dict[str, Any] = {}  # what it is trained with, for its checkpoints: see config/changes.py
         self.first_moments: dict[int, Any] | None = None  # of the optimizer, where they are another run's
         self.samples_offset = 0  # those of runs that this one goes on from, or of a batch size changed on the way
 
@@ -139,6 +141,8 @@ class Stage(L.LightningModule):
     # One optimizer step
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        if self.augment is not None:
+            batch = {**batch, "images": self.augment(batch["images"], batch["positions"])}
         losses = self.losses({name: self._laid_out(value) for name, value in batch.items()})
         if self.trainer.datamodule is not None:
             position = self.trainer.datamodule.positions(self.global_step).start

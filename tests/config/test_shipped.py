@@ -11,14 +11,13 @@ PRIMARIES = sorted({verb.config for verb in VERBS.values() if verb.config})
 
 
 def problems(primary: str, *overrides: str) -> list[str]:
-    """What is wrong with a configuration, except for what is left to the user to set."""
+    """What is wrong with a configuration, except for what is left to the user to set or to install."""
     try:
         found = object_problems(compose(primary, overrides))
     except ConfigError as error:
         found = [str(error)]
-    return [
-        f"{primary} {' '.join(overrides)}: {line}" for line in found if not line.endswith(": required, but not set")
-    ]
+    left = (": required, but not set", "is not installed: pip install 'sdscratch[optim8bit]'", "[augment]'")
+    return [f"{primary} {' '.join(overrides)}: {line}" for line in found if not line.endswith(left)]
 
 
 def test_doctor_takes_what_train_takes():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -95,3 +98,25 @@ def test_a_target_behind_an_interpolation_is_judged_by_where_it_leads():
 )
 def test_the_parts_of_a_run_are_allowed(target):
     assert callable(find_target(target))
+
+
+@pytest.mark.parametrize(
+    ("target", "package", "extra"),
+    [
+        ("bitsandbytes.optim.AdamW8bit", "bitsandbytes", "optim8bit"),
+        ("kornia.augmentation.RandomHorizontalFlip", "kornia", "augment"),
+    ],
+)
+def test_what_an_extra_brings_is_named_with_it_where_it_is_absent(target, package, extra, monkeypatch):
+    really_absent = find_spec(package) is None  # else its source has told what it takes
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    wanted = f"{target} needs {package}, which is not installed: pip install 'sdscratch[{extra}]'"
+    with pytest.raises(ConfigError) as caught:
+        build(OmegaConf.create({"_target_": target}))
+    assert str(caught.value) == wanted
+    if really_absent:
+        with pytest.raises(ConfigError) as caught:
+            check_config(OmegaConf.create({"part": {"_target_": target}}))
+        assert str(caught.value).endswith(f"part._target_: {wanted}")

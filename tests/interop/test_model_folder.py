@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tiny_models import PROMPTS, SAMPLING, parts, save
+from tiny_models import PROMPTS, SAMPLING, difference, parts, save
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule
 from sdscratch.errors import CannotWriteError, DataError
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder, save_model_folder
+from sdscratch.models import ReleasedUNet
 from sdscratch.models.encoders import fingerprint
+from sdscratch.pipeline import TextToImage
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT, TOKENIZER = "text_encoder/model.safetensors", "tokenizer/tokenizer.json"
@@ -50,6 +53,31 @@ def test_what_is_written_is_read_back_to_the_last_bit(whole):
         "v_prediction",
     )
     assert model.about["sampling"] == SAMPLING and model.about["vae_fingerprint"] == fingerprint(vae)
+
+
+def test_a_released_unet_is_read_back_by_us_and_refused_by_diffusers(tmp_path):
+    torch.manual_seed(0)
+    unet = ReleasedUNet(block_out_channels=[32, 32], attention_levels=[1], cross_attention_dim=32)
+    for weight in unet.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    encoders = parts().encoders
+    save_model_folder(
+        tmp_path / "model",
+        unet=unet,
+        vae=encoders.vae,
+        text=encoders.text,
+        noise_schedule=NoiseSchedule(),
+        prediction_type="epsilon",
+        about={"sampling": SAMPLING},
+    )
+    pipe = TextToImage.from_pretrained(tmp_path / "model", device="cpu")
+    assert isinstance(pipe.unet, ReleasedUNet) and pipe.unet.config == {**unet.config, "sample_size": 8}
+    for name, weight in unet.state_dict().items():
+        assert torch.equal(pipe.unet.state_dict()[name], weight)
+    red, blue = pipe(["a red circle", "blue"], latents=torch.ones(2, 4, 8, 8))
+    assert red.size == (32, 32) and difference([red], [blue]) > 0  # the text reaches the picture
+    with pytest.raises(Exception, match="ReleasedUNet"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
 
 
 def test_weights_are_safetensors_and_configs_json(whole):

@@ -52,6 +52,21 @@ def test_states_are_those_of_every_token_and_of_the_tower_itself(text):
     assert states[0].std(0).min() > 0  # the tokens differ
 
 
+def test_masked_padding_changes_the_states_of_padding_alone(text, tmp_path):
+    """Text looks back only, so what is text never sees it."""
+    plain, lengths = text(CAPTIONS), text.tokenizer(CAPTIONS).input_ids
+    text.model.save_pretrained(tmp_path / "text_encoder")
+    save_tokenizer(text.tokenizer, tmp_path / "tokenizer")
+    masking = load_text_encoder([], str(tmp_path), use_attention_mask=True)
+    for states, before, tokens in zip(masking(CAPTIONS), plain, lengths, strict=True):
+        torch.testing.assert_close(states[: len(tokens)], before[: len(tokens)], rtol=1e-4, atol=1e-5)
+        assert (states[len(tokens) + 1 :] - before[len(tokens) + 1 :]).abs().max() > 1e-3
+    assert masking.fingerprint != text.fingerprint
+    masking.model.save_pretrained(tmp_path / "text_encoder")
+    assert load_text_encoder([], str(tmp_path)).masks_padding
+    assert not load_text_encoder([], str(tmp_path), use_attention_mask=False).masks_padding
+
+
 def test_states_of_a_caption_do_not_depend_on_its_company(text):
     together = text(CAPTIONS)
     assert torch.equal(together[0], together[3])

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from copy import deepcopy
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from stages import autoencoder, fit, image_batch
 from torch import nn
 
 from sdscratch.commands.train import train
 from sdscratch.config import build, compose
+from sdscratch.errors import ConfigError
 from sdscratch.models.encoders import load_vae
 from sdscratch.models.latent_scale import LatentMoments
 from sdscratch.randomness import noise
 from sdscratch.run_folder import RunFolder
+from sdscratch.training.autoencoder import kl_above
 
 CAPTIONS = ["a", "b", "c", "d"]
 
@@ -72,6 +76,49 @@ def test_the_kl_is_the_closed_form_per_latent_element():
     expected = 0.5 * (mean.square() + variance - 1 - variance.log()).mean()
     assert module.losses(batch)["kl"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert module.evaluate(module.network, [batch])["val/kl"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def posterior_of(*kl_per_element: float) -> DiagonalGaussianDistribution:
+    """Channels whose KL per element is as given, by their means alone; 2 pictures of 3 x 3 latents."""
+    means = torch.tensor(kl_per_element).mul(2).sqrt()[None, :, None, None].expand(2, -1, 3, 3)
+    return DiagonalGaussianDistribution(torch.cat([means, torch.zeros_like(means) - 1], dim=1).requires_grad_())
+
+
+def test_below_its_free_bits_a_channel_has_no_gradient_and_above_the_whole_one():
+    from_logvar = (math.exp(-1) - 1 + 1) / 2
+    threshold = from_logvar + 0.5
+    free, plain = (posterior_of(0.49, 0.51) for _ in range(2))
+    counted = kl_above(threshold / math.log(2), free)
+    assert counted.item() == pytest.approx(0.01 / 2, rel=1e-3)
+    counted.backward()
+    (plain.kl().mean() / plain.mean[0].numel()).backward()
+    quiet_mean, loud_mean, quiet_logvar, loud_logvar = free.parameters.grad.unbind(1)
+    assert quiet_mean.abs().max() == quiet_logvar.abs().max() == 0
+    assert loud_mean.abs().min() > 0 and loud_logvar.abs().min() > 0
+    torch.testing.assert_close(loud_mean, plain.parameters.grad[:, 1])
+    torch.testing.assert_close(loud_logvar, plain.parameters.grad[:, 3])
+
+
+def test_with_free_bits_nothing_but_the_excess_is_in_the_loss():
+    module, batch = autoencoder(kl_weight=1e3), image_batch(CAPTIONS)
+    plain = module.losses(batch)
+    assert plain["kl"] > 0.01
+    module.free_bits = 1e3  # more than it has to say
+    torch.testing.assert_close(module.losses(batch)["loss"], plain["reconstruction"])
+
+
+def test_the_kl_weight_climbs_and_stays_in_each_cycle():
+    module = autoencoder(kl_weight=0.2, kl_cycle=8)
+    expected = [0.0, 0.05, 0.1, 0.15, 0.2, 0.2, 0.2, 0.2]
+    assert [module.kl_weight_at(step) for step in range(16)] == pytest.approx(2 * expected)
+    module.kl_cycle = None
+    assert {module.kl_weight_at(step) for step in range(16)} == {0.2}
+
+
+@pytest.mark.parametrize("settings", [{"kl_cycle": 1}, {"kl_cycle": 2.5}, {"free_bits": -1.0}])
+def test_settings_of_the_kl_that_mean_nothing_are_refused(settings):
+    with pytest.raises(ConfigError, match=f"stage.{next(iter(settings))} is "):
+        autoencoder(**settings)
 
 
 @pytest.mark.parametrize(("kind", "function"), [("l1", torch.abs), ("mse", torch.square)])
