@@ -1,6 +1,6 @@
 """The folder of one run: its names, lock, state, metrics and checkpoints, as anyone may read them and training writes them.
 
-    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json metrics.csv bad_steps.jsonl
+    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json objective.json metrics.csv bad_steps.jsonl
     checkpoints/step_00001000.ckpt (+ .json side-car)   model/   samples/step_*/   plots/   wandb/
 
 Files appear whole or not at all: written beside their place, synced, renamed. A checkpoint is valid when its side-car,
@@ -260,6 +260,17 @@ class RunFolder:
     def set_lineage(self, **changes: Any) -> None:
         """Merge `changes` into lineage.json: init_from (null: random weights), changes (step, key, old, new)."""
         write_json(self.path / "lineage.json", {**self.lineage(), **changes})
+
+    # Objective: the one number of a finished run that compares with other runs'.
+
+    def objective(self) -> dict[str, Any]:
+        """The content of objective.json, {} before the run is finished: metric, value (lower is better), weights, step, ..."""
+        return self._read_json("objective.json")
+
+    def set_objective(self, metric: str, value: float | None, step: int, samples_seen: int) -> None:
+        """Write it. value: of the averaged network, unweighted, at `step`; None where it was not measured or not finite."""
+        about = {"metric": metric, "value": value, "weights": "ema", "unweighted": True}
+        write_json(self.path / "objective.json", {**about, "step": step, "samples_seen": samples_seen})
 
     def forget_checkpoints_after(self, step: int) -> None:
         """Remove those of a way that the run has turned back from, newest first."""

@@ -30,6 +30,7 @@ class Autoencoder(Stage):
     """
 
     component = "vae"
+    objective_metric = "val/reconstruction"
     network: AutoencoderKL
 
     def __init__(

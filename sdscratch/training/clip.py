@@ -32,6 +32,7 @@ class Clip(Stage):
     """
 
     component = "clip"
+    objective_metric = "1 - val/r_at_1"
     network: CLIPModel
 
     def __init__(

@@ -109,6 +109,9 @@ class Stage(L.LightningModule):
     component: ClassVar[str]
     """Where its network is in a model folder."""
 
+    objective_metric: ClassVar[str] = "val/loss"
+    """The name of `validation_loss`, by which runs are compared."""
+
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Scalars of one batch; "loss" is minimised, all are logged as means over the interval."""
         raise NotImplementedError
