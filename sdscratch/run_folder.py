@@ -24,7 +24,7 @@ from typing import IO, Any, BinaryIO
 
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import crash_point, remove_halves, write_atomically, write_json
+from sdscratch.files import crash_point, read_json, remove_halves, write_atomically, write_json
 
 CHECKPOINT_FILE = re.compile(r"\.?step_\d+\.ckpt(\.json)?(\.\d+\.tmp)?")  # with its side-car, and halves of both
 
@@ -345,12 +345,9 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            content = json.loads((self.path / name).read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return {}
+            return read_json(self.path / name)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
-        return content if isinstance(content, dict) else {}
 
 
 class _Seen:

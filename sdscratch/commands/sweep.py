@@ -23,7 +23,15 @@ from sdscratch.errors import ConfigError, LostRankError, SdscratchError, Stopped
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
 
-WITHOUT_EFFECT = ("callbacks", "trainer", "threads", "dataset.num_workers", "dataset.cache", "dataset.path", "dataset.val_path")
+WITHOUT_EFFECT = (
+    "callbacks",
+    "trainer",
+    "threads",
+    "dataset.num_workers",
+    "dataset.cache",
+    "dataset.path",
+    "dataset.val_path",
+)
 """Keys that do not make a finished run another one: what is watched, and what computes it where."""
 
 
@@ -82,7 +90,9 @@ def _check_same(folder: RunFolder, cfg: DictConfig) -> None:
         return
     changed = changes(settings(load_config(folder.recipe_file)), settings(cfg))
     if other := [str(change) for change in changed if not change.key.startswith(WITHOUT_EFFECT)]:
-        raise ConfigError(f"{folder.path} was trained otherwise ({'; '.join(other[:3])}): choose another name= for this sweep")
+        raise ConfigError(
+            f"{folder.path} was trained otherwise ({'; '.join(other[:3])}): choose another name= for this sweep"
+        )
 
 
 def _values(swept: Mapping[str, Any]) -> str:
