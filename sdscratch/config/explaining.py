@@ -11,7 +11,6 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from sdscratch.config.words import did_you_mean, first_line
 
-
 PLUGINS = {"hydra/sweeper": ("optuna",), "hydra/launcher": ("submitit_slurm", "submitit_local")}
 """Options that come with packages of the extra `sweep`."""
 

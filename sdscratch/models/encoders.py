@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ class TextEncoder:
         states = self.model(self.tokens(distinct).to(self.model.device)).last_hidden_state
         rows = {caption: row for row, caption in enumerate(distinct)}
         return states[torch.tensor([rows[caption] for caption in captions], device=states.device)]
+
+    def remembering(self) -> TextEncoder:
+        """The same encoder for few texts that come again and again: it encodes each of them once, as long as it is frozen."""
+        return _RememberingTextEncoder(self.model, self.tokenizer, self.clip)
+
+
+@dataclass
+class _RememberingTextEncoder(TextEncoder):
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        if new := sorted(set(captions) - self.known.keys()):
+            self.known |= zip(new, super().__call__(new), strict=True)
+        return torch.stack([self.known[caption] for caption in captions])
 
 
 @dataclass

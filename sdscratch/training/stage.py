@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sdscratch.data.grid import CaptionedImages
 from sdscratch.errors import ConfigError
 from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
@@ -124,8 +124,11 @@ class Stage(L.LightningModule):
         """Of what `evaluate` gave, the number that the best checkpoint is chosen by: the lowest wins."""
         return measures["val/loss"]
 
-    def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
-        """A picture of what `network` can do."""
+    def preview(self, network: Any, batches: Iterable[Any]) -> CaptionedImages | None:
+        """What `network` can do, on the first rank; None on the others. To be called on all, which may share the work.
+
+        batches: the held-out ones, whole.
+        """
         raise NotImplementedError
 
     def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
