@@ -75,6 +75,12 @@ VERBS = {
         "What a sweep has found: its runs, best first, as a table, a picture, CSV and JSON.",
         ("sdscratch sweep-table runs/lr",),
     ),
+    "dashboard": Verb(
+        "dashboard",
+        "dashboard",
+        "Make the W&B view of a project's runs that conf/dashboard.yaml describes.",
+        ("sdscratch dashboard", "sdscratch dashboard entity=my-team project=faces"),
+    ),
     "doctor": Verb(
         "doctor",
         "doctor",

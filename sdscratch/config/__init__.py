@@ -10,7 +10,7 @@ from sdscratch.config.changes import ABSENT, Change, changes, check_identity, se
 from sdscratch.config.checking import check_config
 from sdscratch.config.composition import SweepJob, compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
-from sdscratch.config.saving import load_config, mask, save_config, to_yaml
+from sdscratch.config.saving import load_config, mask, plain, save_config, to_yaml
 from sdscratch.config.targets import find_target
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "literal",
     "load_config",
     "mask",
+    "plain",
     "save_config",
     "settings",
     "sweep",

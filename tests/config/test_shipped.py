@@ -11,13 +11,15 @@ PRIMARIES = sorted({verb.config for verb in VERBS.values() if verb.config})
 
 
 def problems(primary: str, *overrides: str) -> list[str]:
-    """What is wrong with a configuration, except for what is left to the user to set."""
+    """What is wrong with a configuration, except for what is left to the user to set, or to install."""
     try:
         found = object_problems(compose(primary, overrides))
     except ConfigError as error:
         found = [str(error)]
     return [
-        f"{primary} {' '.join(overrides)}: {line}" for line in found if not line.endswith(": required, but not set")
+        f"{primary} {' '.join(overrides)}: {line}"
+        for line in found
+        if not line.endswith((": required, but not set", "pip install 'sdscratch[sweep]'"))
     ]
 
 
