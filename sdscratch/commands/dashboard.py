@@ -25,9 +25,8 @@ def run(cfg: DictConfig) -> None:
             workspace.entity = wandb.Api().default_entity
         workspace.save()
     except Exception as error:  # of the network, the server, or the library
-        raise ConfigError(
-            f"W&B does not take the view ({str(error).partition(chr(10))[0]}): look at entity= and project="
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"W&B does not take the view ({reason}): look at entity= and project=") from error
     print(workspace.url)
 
 

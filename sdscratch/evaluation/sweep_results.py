@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sdscratch.errors import RunFolderError
 from sdscratch.files import read_json, write_atomically
 from sdscratch.run_folder import RunFolder
@@ -142,8 +144,10 @@ def _dots(figure: Any, axes: Axes, results: Sequence[Result], across: str, up: s
         else:
             places.append([levels.index(result.swept[key]) for result in drawn])
             set_ticks(range(len(levels)), [_label(level) for level in levels])
-    dots = axes.scatter(*places, c=[result.value for result in drawn], cmap="viridis_r", s=60, edgecolors="black")
-    axes.scatter(places[0][:1], places[1][:1], s=220, facecolors="none", edgecolors="red")  # results come best first
+    x, y = places
+    values = np.array([result.value for result in drawn], dtype=float)
+    dots = axes.scatter(x, y, c=values, cmap="viridis_r", s=60, edgecolors="black")
+    axes.scatter(x[:1], y[:1], s=220, facecolors="none", edgecolors="red")  # results come best first
     figure.colorbar(dots, ax=axes)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
