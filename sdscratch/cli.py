@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -24,8 +23,6 @@ from sdscratch.console import forget_lost_readers
 from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from sdscratch.config import Group
 
 
@@ -53,7 +50,7 @@ VERBS = {
             "sdscratch train experiment=tiny name=try1",
             "sdscratch train experiment=tiny name=try2 max_steps=60 trainer.accumulate_grad_batches=2",
             "sdscratch train experiment=tiny name=try3 init_from=runs/try1 optimizer.lr=5.0e-4",
-            "sdscratch train -m experiment=tiny optimizer.lr=1.0e-4,2.0e-4 'name=lr_${optimizer.lr}'",
+            "sdscratch train -m experiment=tiny name=lr optimizer.lr=1.0e-4,2.0e-4",
         ),
     ),
     "curriculum": Verb(
@@ -93,6 +90,18 @@ VERBS = {
             "sdscratch checkpoints runs/try1 verify",
             "sdscratch checkpoints runs/try1 prune keep_last=1 keep_best=0",
         ),
+    ),
+    "sweep-table": Verb(
+        "sweep_table",
+        None,
+        "What a sweep has found: its runs, best first, as a table, a picture, CSV and JSON.",
+        ("sdscratch sweep-table runs/lr",),
+    ),
+    "dashboard": Verb(
+        "dashboard",
+        "dashboard",
+        "Make the W&B view of a project's runs that conf/dashboard.yaml describes.",
+        ("sdscratch dashboard", "sdscratch dashboard entity=my-team project=faces"),
     ),
     "doctor": Verb(
         "doctor",
@@ -222,16 +231,13 @@ def _run(name: str, words: list[str]) -> None:
     elif options.multirun:
         if "RANK" in os.environ:
             raise ConfigError("-m starts the runs itself, each on all its devices: call it without torchrun")
-        config.sweep(verb.config, overrides, partial(_check_and_run, verb.module))
+        from sdscratch.commands.sweep import sweep
+
+        sweep(verb.module, verb.config, overrides)
     else:
-        _check_and_run(verb.module, config.compose(verb.config, overrides))
-
-
-def _check_and_run(module: str, cfg: DictConfig) -> None:
-    from sdscratch.config import check_config
-
-    check_config(cfg)
-    import_module(f"sdscratch.commands.{module}").run(cfg)
+        cfg = config.compose(verb.config, overrides)
+        config.check_config(cfg)
+        import_module(f"sdscratch.commands.{verb.module}").run(cfg)
 
 
 def _run_on_a_run(name: str, verb: Verb, words: list[str]) -> None:

@@ -113,3 +113,12 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
     """Write readable JSON, in its own order. job: as in write_atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()), job)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What write_json has written; {} where there is nothing of the kind."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

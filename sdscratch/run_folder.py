@@ -1,6 +1,6 @@
 """The folder of one run: its names, lock, state, metrics and checkpoints, as anyone may read them and training writes them.
 
-    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json metrics.csv bad_steps.jsonl
+    config.yaml recipe.yaml overrides.txt environment.json state.json lineage.json objective.json metrics.csv bad_steps.jsonl
     checkpoints/step_00001000.ckpt (+ .json side-car)   model/   samples/step_*/   plots/   wandb/
 
 Files appear whole or not at all: written beside their place, synced, renamed. A checkpoint is valid when its side-car,
@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError
-from sdscratch.files import FolderLock, crash_point, remove_halves, write_atomically, write_json
+from sdscratch.files import FolderLock, crash_point, read_json, remove_halves, write_atomically, write_json
 
 CHECKPOINT_FILE = re.compile(r"\.?step_\d+\.ckpt(\.json)?(\.\d+\.tmp)?")  # with its side-car, and halves of both
 
@@ -250,6 +250,17 @@ class RunFolder:
         """Merge `changes` into lineage.json: init_from (null: random weights), changes (step, key, old, new)."""
         write_json(self.path / "lineage.json", {**self.lineage(), **changes})
 
+    # Objective: the one number of a finished run that compares with other runs'.
+
+    def objective(self) -> dict[str, Any]:
+        """The content of objective.json, {} before the run is finished: metric, value (lower is better), weights, step, ..."""
+        return self._read_json("objective.json")
+
+    def set_objective(self, metric: str, value: float | None, step: int, samples_seen: int) -> None:
+        """Write it. value: of the averaged network, unweighted, at `step`; None where it was not measured or not finite."""
+        about = {"metric": metric, "value": value, "weights": "ema", "unweighted": True}
+        write_json(self.path / "objective.json", {**about, "step": step, "samples_seen": samples_seen})
+
     def forget_checkpoints_after(self, step: int) -> None:
         """Remove those of a way that the run has turned back from, newest first."""
         for checkpoint in reversed(self.checkpoints()):
@@ -323,12 +334,9 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            content = json.loads((self.path / name).read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return {}
+            return read_json(self.path / name)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
-        return content if isinstance(content, dict) else {}
 
 
 class _Seen:

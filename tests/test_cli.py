@@ -112,10 +112,11 @@ def test_a_config_group_called_model_is_no_free_text(ran):
 
 def test_a_sweep_runs_every_combination_and_keeps_the_working_directory_clean(ran, tmp_path):
     before = set(tmp_path.iterdir())
-    assert main(["probe", "--multirun", "seed=1,2", "model=small,normal", "name=run_${seed}"]) == 0
-    assert [(cfg.seed, cfg.name) for cfg in ran] == [(1, "run_1"), (1, "run_1"), (2, "run_2"), (2, "run_2")]
+    assert main(["probe", "--multirun", "seed=1,2", "model=small,normal", "name=grid"]) == 0
+    names = [f"grid/model-{model}_seed-{seed}" for seed in (1, 2) for model in ("small", "normal")]
+    assert [(cfg.seed, cfg.name) for cfg in ran] == list(zip((1, 1, 2, 2), names, strict=True))
     assert {path.name for path in set(tmp_path.iterdir()) - before} == {"runs"}
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["sweeps"]
+    assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "runs").rglob("*.*")] == ["runs/grid/multirun.yaml"]
 
 
 def test_a_sweep_with_a_wrong_key_runs_nothing(ran, capsys):
@@ -130,7 +131,8 @@ def test_an_error_in_a_sweep_gives_its_exit_code(ran, monkeypatch, capsys):
 
     monkeypatch.setattr(sys.modules["sdscratch.commands.probe"], "run", diverge)
     assert main(["probe", "-m", "seed=1,2"]) == 3
-    assert capsys.readouterr().err.endswith("sdscratch: the loss left the finite numbers\n")
+    said = capsys.readouterr().err
+    assert "sdscratch: 2 of 2 jobs failed" in said and said.endswith("seed-2: the loss left the finite numbers\n")
 
 
 def test_configs_from_another_folder_are_found(ran, tmp_path, capsys):

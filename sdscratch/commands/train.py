@@ -140,6 +140,8 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     if trainer.is_global_zero:
         about = _provenance(cfg, datamodule, module, trainer)
         module.save(module.ema.network, folder.model_folder, held_out(trainer, module, whole=True), about)
+        value = start.checkpoint.val_loss if start.checkpoint and start.step == step else module.val_loss
+        folder.set_objective(module.objective_metric, value, step, about["samples_seen"])
         folder.set_state(status="done", step=step, samples_seen=about["samples_seen"])
     _part(trainer, "success")
     return None

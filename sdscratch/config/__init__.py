@@ -9,15 +9,16 @@ from sdscratch.config import lengths as lengths  # configurations name its resol
 from sdscratch.config.building import build, build_named
 from sdscratch.config.changes import ABSENT, Change, changes, check_identity, settings
 from sdscratch.config.checking import check_config
-from sdscratch.config.composition import compose, config_dir, config_files, config_groups, literal, sweep
+from sdscratch.config.composition import SweepJob, compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
-from sdscratch.config.saving import load_config, mask, save_config, to_yaml
+from sdscratch.config.saving import load_config, mask, plain, save_config, to_yaml
 from sdscratch.config.targets import find_target
 
 __all__ = [
     "ABSENT",
     "Change",
     "Group",
+    "SweepJob",
     "build",
     "build_named",
     "changes",
@@ -31,6 +32,7 @@ __all__ = [
     "literal",
     "load_config",
     "mask",
+    "plain",
     "save_config",
     "settings",
     "sweep",

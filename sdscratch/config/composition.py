@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
@@ -15,6 +15,7 @@ from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -26,7 +27,7 @@ from sdscratch.config.checking import HEADLINE, object_problems
 from sdscratch.config.declared import dotted_keys, plain_problems
 from sdscratch.config.explaining import Group, explain
 from sdscratch.config.words import escape_interpolations, screen, shortened
-from sdscratch.errors import ConfigError, SdscratchError
+from sdscratch.errors import ConfigError, SdscratchError, StoppedError
 
 DELTAS = ("phase", "experiment", "debug", "sweep", "local")
 """Groups whose files change keys but declare none, so that a misspelt key in them is an error."""
@@ -58,21 +59,53 @@ def compose(verb_config: str, overrides: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
-def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[DictConfig], None]) -> None:
-    """Call `run` once for each combination of the values listed, by Hydra's sweeper and launcher (`-m`)."""
+class SweepJob(NamedTuple):
+    """One run of a sweep. overrides: what its configuration is composed with. swept: those of them that jobs differ in."""
 
-    def job(_: DictConfig) -> None:
+    overrides: list[str]
+    swept: dict[str, Any]
+
+
+def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[SweepJob], float | None]) -> None:
+    """Call `run` once for each combination of the values listed, by Hydra's sweeper and launcher (`-m`).
+
+    What it returns is the sweeper's objective. A StoppedError ends the sweep; after other errors it goes on, if its sweeper
+    does, and they are raised at its end, unless `run` keeps an account of them itself.
+    """
+
+    def job(_: DictConfig) -> float | None:
         chosen = HydraConfig.get().overrides
-        run(compose(verb_config, [*chosen.hydra, *chosen.task]))
+        words = [*chosen.hydra, *chosen.task]
+        fixed = {override.key_or_group for override in _parsed(overrides) if not override.is_sweep_override()}
+        varied = {o.key_or_group: o.value() for o in _parsed(chosen.task) if o.key_or_group not in fixed}
+        try:
+            return run(SweepJob(words, varied))
+        except StoppedError as error:
+            raise _Stop(error) from error
 
     overrides = [*overrides, "hydra.mode=MULTIRUN"]
     with _hydra(verb_config) as hydra:
         with _readable_errors(hydra, verb_config, overrides):
-            hydra.compose_config(verb_config, overrides, run_mode=RunMode.MULTIRUN)
+            cfg = hydra.compose_config(verb_config, overrides, run_mode=RunMode.MULTIRUN)
+        Path(cfg.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # a study's data base may lie in it
         try:
             hydra.multirun(verb_config, task_function=job, overrides=overrides)
+        except _Stop as stop:
+            raise stop.error from None
         except (HydraException, OmegaConfBaseException) as error:  # others come from the runs themselves
             raise ConfigError(shortened(_explain(error, hydra, verb_config, overrides))) from error
+
+
+class _Stop(BaseException):
+    """Takes a StoppedError through Hydra, which would count it as one job's failure and start the next."""
+
+    def __init__(self, error: StoppedError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _parsed(overrides: Sequence[str]) -> list[Any]:
+    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def config_groups(verb_config: str, overrides: Sequence[str] = ()) -> dict[str, Group]:

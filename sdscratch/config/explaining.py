@@ -11,6 +11,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from sdscratch.config.words import did_you_mean, first_line
 
+PLUGINS = {"hydra/sweeper": ("optuna",), "hydra/launcher": ("submitit_slurm", "submitit_local")}
+"""Options that come with packages of the extra `sweep`."""
+
 
 class Group(NamedTuple):
     """A config group of a verb: the option that is chosen, if any, and those that could be."""
@@ -58,6 +61,8 @@ def _origin(text: str) -> str:
 
 def _missing_option(error: MissingConfigException, groups: Mapping[str, Group]) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if option in PLUGINS.get(group, ()):
+        return f"{group}={option} needs packages that are not installed: pip install 'sdscratch[sweep]'"
     options = list(error.options or (groups[group].options if group in groups else []))
     if not options:
         return f"there is no {error.missing_cfg_file!r} among the configurations"

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN, FONT_SIZE, LINE, MOST_LINES = 8, 12, 15, 8
+
+
+class CaptionedImages(NamedTuple):
+    """Pictures, what belongs under each, and how many of them stand side by side."""
+
+    images: list[Image.Image]
+    captions: list[str]
+    columns: int
+
+    def grid(self) -> Image.Image:
+        """All of them as one picture, see captioned_grid."""
+        return captioned_grid(self.images, self.captions, self.columns)
 
 
 def captioned_grid(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,20 @@ class TextEncoder:
         return self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
+
+    def remembering(self) -> TextEncoder:
+        """The same encoder for few texts that come again and again: it encodes each of them once, as long as it is frozen."""
+        return _RememberingTextEncoder(**vars(self))
+
+
+@dataclass
+class _RememberingTextEncoder(TextEncoder):
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        if new := sorted(set(captions) - self.known.keys()):
+            self.known |= zip(new, super().__call__(new), strict=True)
+        return torch.stack([self.known[caption] for caption in captions])
 
 
 @dataclass

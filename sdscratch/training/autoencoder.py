@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from PIL import Image
 from torch import Tensor, nn
 
 from sdscratch.data import ImageBatch, to_pil
-from sdscratch.data.grid import captioned_grid
+from sdscratch.data.grid import CaptionedImages
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.latent_scale import LatentMoments, with_unit_latents
 from sdscratch.randomness import noise
+from sdscratch.training import ranks
 from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -35,6 +35,7 @@ class Autoencoder(Stage):
     """
 
     component = "vae"
+    objective_metric = "val/reconstruction"
     network: AutoencoderKL
 
     def __init__(
@@ -141,14 +142,16 @@ class Autoencoder(Stage):
         return measures["val/reconstruction"]
 
     @torch.no_grad()
-    def preview(self, network: Any, batches: Iterable[ImageBatch]) -> Image.Image:
+    def preview(self, network: Any, batches: Iterable[ImageBatch]) -> CaptionedImages | None:
         """Pairs: the picture, and what is left of it."""
+        if not ranks.is_first():
+            return None
         batch = next(iter(batches))
         images = batch["images"][:8]
         reconstructed = network.decode(network.encode(images).latent_dist.mean).sample
         pairs = [picture for pair in zip(images, reconstructed, strict=True) for picture in pair]
         names = [name for key in batch["keys"][:8] for name in (f"input {key}", "reconstruction")]
-        return captioned_grid([to_pil(picture) for picture in pairs], names, columns=8)
+        return CaptionedImages([to_pil(picture) for picture in pairs], names, columns=8)
 
     @torch.no_grad()
     def save(self, network: Any, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]) -> None:

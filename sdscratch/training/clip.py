@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
 from sdscratch.data import ImageBatch, to_pil
-from sdscratch.data.grid import captioned_grid
+from sdscratch.data.grid import CaptionedImages
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import TextEncoder
@@ -32,6 +31,7 @@ class Clip(Stage):
     """
 
     component = "clip"
+    objective_metric = "1 - val/r_at_1"
     network: CLIPModel
 
     def __init__(
@@ -96,14 +96,16 @@ class Clip(Stage):
         return 1 - measures["val/r_at_1"]
 
     @torch.no_grad()
-    def preview(self, network: Any, batches: Iterable[ImageBatch]) -> Image.Image:
+    def preview(self, network: Any, batches: Iterable[ImageBatch]) -> CaptionedImages | None:
         """Held-out pictures, each with the caption that the model finds nearest, among all of them."""
+        if not ranks.is_first():
+            return None
         images, tokens, batch_list = self._embed_all(network, batches)
         captions = [caption for batch in batch_list for caption in batch["captions"]]
         pictures = torch.cat([batch["images"] for batch in batch_list])[:16]
         nearest = (images[:16] @ tokens[1].T).argmax(1).tolist()
         found = [captions[i] + ("" if captions[i] == captions[row] else " (wrong)") for row, i in enumerate(nearest)]
-        return captioned_grid([to_pil(picture) for picture in pictures], found, columns=8)
+        return CaptionedImages([to_pil(picture) for picture in pictures], found, columns=8)
 
     def save(self, network: Any, folder: Path, batches: Iterable[ImageBatch], about: Mapping[str, Any]) -> None:
         """A model folder with `text_encoder/`, `tokenizer/` and, for retrieval and scores, the whole `clip/`."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from sdscratch.data import LatentBatch
-from sdscratch.data.grid import captioned_grid
+from sdscratch.data.grid import CaptionedImages
 from sdscratch.diffusion import Objective, ValidationLoss
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import FrozenEncoders
 from sdscratch.pipeline import SamplingDefaults, TextToImage
+from sdscratch.training import ranks
 from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
 
@@ -54,6 +57,8 @@ class LatentDiffusion(Stage):
             )
         self.encoders, self.objective, self.sampling = encoders, objective, sampling
         self.preview_prompts = preview_prompts
+        if objective.min_snr_gamma is not None:
+            self.counts["gamma"] = objective.min_snr_gamma
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -74,12 +79,28 @@ class LatentDiffusion(Stage):
         total.totals = self.add_over_ranks(total.totals)
         return {f"val/{name}": value for name, value in total.result().items()}
 
-    def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
-        """The same prompts from the same noise every time."""
-        pipe = TextToImage(
-            network, self.encoders, self.objective.noise_schedule, self.objective.prediction_type, self.sampling
-        )
-        return captioned_grid(pipe(self.preview_prompts, seed=0), self.preview_prompts, columns=4)
+    def preview(self, network: Any, batches: Iterable[Any]) -> CaptionedImages | None:
+        """The same prompts from the same noise every time, each rank drawing its share of them.
+
+        Picture i begins from seed i wherever it is drawn, so that the pictures do not depend on the number of ranks.
+        """
+        mine = ranks.share(len(self.preview_prompts))
+        size = self.sampling.size
+        drawn = torch.zeros(0, size, size, 3, dtype=torch.uint8, device=self.device)
+        if mine:
+            schedule, prediction_type = self.objective.noise_schedule, self.objective.prediction_type
+            pipe = TextToImage(network, self._preview_encoders, schedule, prediction_type, self.sampling)
+            pictures = pipe([self.preview_prompts[i] for i in mine], seed=mine.start)
+            drawn = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).to(self.device)
+        drawn = ranks.join_rows(drawn)
+        if not ranks.is_first():
+            return None
+        images = [Image.fromarray(pixels) for pixels in drawn.cpu().numpy()]
+        return CaptionedImages(images, self.preview_prompts, columns=4)
+
+    @cached_property
+    def _preview_encoders(self) -> FrozenEncoders:
+        return FrozenEncoders(self.encoders.vae, self.encoders.text.remembering())
 
     def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
         """A diffusers pipeline folder with `network` as its UNet."""

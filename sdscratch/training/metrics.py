@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import lightning as L
 
 from sdscratch.console import warn
+from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
+from sdscratch.training import ranks
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, said_not_raised
+from sdscratch.training.throughput import Clock, device_name, flops_per_sample, memory_gb, peak_tflops
 
 
 class Metrics(StepCallback):
@@ -21,10 +23,17 @@ class Metrics(StepCallback):
     are part of the checkpoint: a resumed run writes the row that the uninterrupted one would have. A row that finds the
     disk full is written with a later one.
     Bad samples that others stood in for are named on the console, each once, and counted in `quarantined`, over the run.
+
+    peak_tflops: of one device, to relate its work to in the column `mfu`; None means what the table in throughput.py says of
+    it. Where that is nothing, there is no such column.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, peak_tflops: float | None = None) -> None:
         super().__init__(every)
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise ConfigError(f"callbacks.metrics.peak_tflops is {peak_tflops}: expected a number above 0, or null")
+        self.peak_tflops = peak_tflops
+        self.flops_per_sample: float | None = None
         self.sums: dict[str, float] = {}
         self.steps = 0
         self.quarantined, self.named = 0, set[str]()
@@ -33,12 +42,19 @@ class Metrics(StepCallback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
         assert isinstance(module, Stage)
-        self._clock = _Clock(module, trainer.global_step)
+        self._clock = Clock(module, trainer.global_step)
+        if self.peak_tflops is None:  # by one rank, for counting operations takes all of them
+            name, precision = device_name(module.device), str(trainer.precision)
+            self.peak_tflops = ranks.agreed(lambda: peak_tflops(name, precision))
         if trainer.is_global_zero:  # rows that a stopped run had written beyond the step that this one starts from
             RunFolder(trainer.default_root_dir).cut_metrics(trainer.global_step)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, Stage)
         self._clock.batch_arrived()
+        if self.peak_tflops is not None and self.flops_per_sample is None:
+            with module.aside():
+                self.flops_per_sample = flops_per_sample(trainer, module, batch)
 
     def on_micro_batch(self, trainer: L.Trainer, module: Stage, outputs: Any, batch: Any) -> None:
         for key in sorted(set(batch["quarantined"]) - self.named):
@@ -64,6 +80,10 @@ class Metrics(StepCallback):
             if math.isfinite(module.report.grad_norm):
                 row["grad_norm"] = module.report.grad_norm
             row |= self._clock.rates(step)
+            row["memory_gb"] = memory_gb(module.device)
+            if self.peak_tflops and self.flops_per_sample:
+                work = row["samples_per_second"] * self.flops_per_sample / trainer.world_size
+                row["mfu"] = work / (1e12 * self.peak_tflops)
             self.sums, self.steps = {}, 0
         row |= module.counts | module.step_metrics
         module.step_metrics = {}
@@ -82,31 +102,3 @@ class Metrics(StepCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.sums, self.steps = dict(state_dict["sums"]), state_dict["steps"]
         self.quarantined = state_dict["quarantined"]
-
-
-class _Clock:
-    """Samples per second, and the share of the time that training waited for data. Stands still while callbacks work."""
-
-    def __init__(self, module: Stage, step: int) -> None:
-        self.module, self.step, self.waited = module, step, 0.0
-        self.start = self.free_since = self.now()
-
-    def now(self) -> float:
-        return time.perf_counter() - self.module.seconds_aside
-
-    def batch_arrived(self) -> None:
-        self.waited += self.now() - self.free_since
-
-    def batch_done(self) -> None:
-        self.free_since = self.now()
-
-    def rates(self, step: int) -> dict[str, float]:
-        """Since the last call."""
-        now = self.now()
-        seconds = max(now - self.start, 1e-9)
-        rates = {
-            "samples_per_second": (step - self.step) * self.module.global_batch_size / seconds,
-            "data_wait": self.waited / seconds,
-        }
-        self.step, self.start, self.waited = step, now, 0.0
-        return rates

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import lightning as L
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, said_not_raised
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FAMILIES = {
+    r"(val/loss)_(t\d+_\d+)": "{} by timestep",
+    r"(val/[^/]+)/(.+)": "{} by source",
+}
+"""Columns that share a panel: the first group names it, the second one the curve."""
 
 
 class Plots(StepCallback):
@@ -19,7 +32,10 @@ class Plots(StepCallback):
 
 
 def draw_curves(run: RunFolder) -> None:
-    """train.png and val.png with a panel per measure, and rates.png with what the optimizer and the machine did."""
+    """train.png and val.png with a panel per measure, and rates.png with what the optimizer and the machine did.
+
+    In val.png losses by timestep share a panel, and so do those by source of data.
+    """
     from matplotlib.figure import Figure
 
     rows = run.read_metrics()
@@ -31,17 +47,39 @@ def draw_curves(run: RunFolder) -> None:
     }
     run.plots.mkdir(exist_ok=True)
     for group, members in groups.items():
-        if not members:
+        panels = _panels(members)
+        if not panels:
             continue
-        figure = Figure(figsize=(3.6 * min(3, len(members)), 2.6 * -(-len(members) // 3)), layout="constrained")
-        panels = figure.subplots(-(-len(members) // 3), min(3, len(members)), squeeze=False)
-        for panel, name in zip(panels.flat, members, strict=False):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            panel.plot(*zip(*points, strict=True), linewidth=1, marker="." if len(points) < 30 else "")
-            panel.set_title(name, fontsize=9)
-            panel.tick_params(labelsize=7)
-            panel.grid(alpha=0.3)
-        for panel in panels.flat[len(members) :]:
-            panel.axis("off")
+        columns, lines = min(3, len(panels)), -(-len(panels) // 3)
+        figure = Figure(figsize=(3.6 * columns, 2.6 * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False)
+        for place, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+            _draw(place, title, curves, rows)
+        for place in axes.flat[len(panels) :]:
+            place.axis("off")
         figure.supxlabel("optimizer steps", fontsize=8)
         figure.savefig(run.plots / f"{group}.png", dpi=110)
+
+
+def _panels(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Title of each panel -> label of each curve in it -> its column."""
+    panels: dict[str, dict[str, str]] = {}
+    for name in names:
+        title, label = name, name
+        for pattern, words in FAMILIES.items():
+            if found := re.fullmatch(pattern, name):
+                title, label = words.format(found[1]), found[2]
+        panels.setdefault(title, {})[label] = name
+    return panels
+
+
+def _draw(axes: Axes, title: str, curves: Mapping[str, str], rows: Sequence[Mapping[str, float]]) -> None:
+    for label, name in curves.items():
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        marker = "." if len(points) < 30 else ""
+        axes.plot(*zip(*points, strict=True), linewidth=1, marker=marker, label=label)
+    if len(curves) > 1:
+        axes.legend(fontsize=6)
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)

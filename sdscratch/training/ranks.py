@@ -63,6 +63,14 @@ def highest(number: int, device: torch.device) -> int:
     return int(highest)
 
 
+def share(count: int) -> range:
+    """Which of `count` things this rank does: as many as the others, or one less, and those that follow one another."""
+    if not together():
+        return range(count)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
 def join_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, which may differ in number, one rank's after the other's."""
     if not together():

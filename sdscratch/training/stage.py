@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sdscratch.data.grid import CaptionedImages
 from sdscratch.errors import ConfigError
 from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
@@ -118,6 +118,9 @@ class Stage(L.LightningModule):
     component: ClassVar[str]
     """Where its network is in a model folder."""
 
+    objective_metric: ClassVar[str] = "val/loss"
+    """The name of `validation_loss`, by which runs are compared."""
+
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Scalars of one batch; "loss" is minimised, all are logged as means over the interval."""
         raise NotImplementedError
@@ -130,8 +133,11 @@ class Stage(L.LightningModule):
         """Of what `evaluate` gave, the number that the best checkpoint is chosen by: the lowest wins."""
         return measures["val/loss"]
 
-    def preview(self, network: Any, batches: Iterable[Any]) -> Image.Image:
-        """A picture of what `network` can do."""
+    def preview(self, network: Any, batches: Iterable[Any]) -> CaptionedImages | None:
+        """What `network` can do, on the first rank; None on the others. To be called on all, which may share the work.
+
+        batches: the held-out ones, whole.
+        """
         raise NotImplementedError
 
     def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from sdscratch.console import warn
+from sdscratch.data.grid import CaptionedImages
 from sdscratch.services import wandb_key
 
 Mode = Literal["auto", "online", "offline"]
@@ -29,12 +30,21 @@ class WandbTracker(Logger):
     of tracking reaches training.
 
     name: the run's, which may be a number.
+    group: under which W&B shows runs together, such as the phases of a curriculum.
     mode: "auto" goes offline where no key is to be found, so that nobody is asked for one; WANDB_MODE overrules it.
     """
 
-    def __init__(self, run_dir: str, name: str | float, project: str = "sdscratch", mode: Mode = "auto") -> None:
+    def __init__(
+        self,
+        run_dir: str,
+        name: str | float,
+        project: str = "sdscratch",
+        mode: Mode = "auto",
+        group: str | float | None = None,
+    ) -> None:
         super().__init__()
         self.run_dir, self.project, self.mode = Path(run_dir), project, mode
+        self.group = None if group is None else str(group)
         self._name = str(name)
         self._run: Any = None
         self._given_up = False
@@ -65,13 +75,15 @@ class WandbTracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row; its `step` is the horizontal axis of every curve."""
+        """One row; its `samples_seen` is the horizontal axis of every curve, which compares between batch sizes."""
         self._log({**metrics, "step": step})
 
     @rank_zero_only
-    def log_image(self, key: str, picture: Image.Image, step: int) -> None:
-        """A picture, at a step."""
-        self._log({key: picture, "step": step})
+    def log_preview(self, shown: CaptionedImages, grid: Image.Image, weights: str, samples_seen: int) -> None:
+        """All pictures as one, and as a table with the caption and the weights (ema or raw) beside each."""
+        self._log(
+            {f"samples/{weights}": grid, f"samples/{weights}_table": (weights, shown), "samples_seen": samples_seen}
+        )
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -89,9 +101,7 @@ class WandbTracker(Logger):
         if run is None:
             return
         try:
-            import wandb
-
-            run.log({key: wandb.Image(x) if isinstance(x, Image.Image) else x for key, x in row.items()})
+            run.log({key: _as_media(value) for key, value in row.items()})
         except Exception as error:  # its process is gone, its disk is full: whatever it is, it is not worth a run
             self._give_up(f"W&B has failed ({_said(error)}): going on without it")
 
@@ -121,6 +131,7 @@ class WandbTracker(Logger):
         run = wandb.init(
             project=self.project,
             name=self.name,
+            group=self.group,
             id=self.version,
             dir=str(self.run_dir),
             mode=mode,
@@ -135,8 +146,8 @@ class WandbTracker(Logger):
                 finish_timeout_raises=True,
             ),
         )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step", step_sync=True)
+        run.define_metric("samples_seen")
+        run.define_metric("*", step_metric="samples_seen", step_sync=True)
         return run
 
     def _give_up(self, reason: str) -> None:
@@ -145,11 +156,23 @@ class WandbTracker(Logger):
         _end_process()  # else it would complain again when the program ends
 
 
-def log_image(trainer: L.Trainer, key: str, picture: Image.Image, step: int) -> None:
-    """Give a picture to the W&B run, if there is one."""
+def log_preview(trainer: L.Trainer, shown: CaptionedImages, grid: Image.Image, weights: str, samples_seen: int) -> None:
+    """Give pictures to the W&B run, if there is one."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbTracker):
-            logger.log_image(key, picture, step)
+            logger.log_preview(shown, grid, weights, samples_seen)
+
+
+def _as_media(value: Any) -> Any:
+    import wandb
+
+    if isinstance(value, Image.Image):
+        return wandb.Image(value)
+    if isinstance(value, tuple):
+        weights, shown = value
+        rows = [[caption, weights, wandb.Image(x)] for caption, x in zip(shown.captions, shown.images, strict=True)]
+        return wandb.Table(columns=["prompt", "weights", "picture"], data=rows)
+    return value
 
 
 def _end_process() -> None:

@@ -16,7 +16,7 @@ def problems(primary: str, *overrides: str) -> list[str]:
         found = object_problems(compose(primary, overrides))
     except ConfigError as error:
         found = [str(error)]
-    left = (": required, but not set", "is not installed: pip install 'sdscratch[optim8bit]'", "[augment]'")
+    left = (": required, but not set", "[optim8bit]'", "[augment]'", "[sweep]'")
     return [f"{primary} {' '.join(overrides)}: {line}" for line in found if not line.endswith(left)]
 
 

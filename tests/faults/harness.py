@@ -28,7 +28,7 @@ from sdscratch.run_folder import RunFolder
 LONG = os.environ.get("SDS_FAULTS") == "long"
 """Whether tests take the long form, as `make faults` asks for; otherwise they stay short."""
 
-CLOCK = ("samples_per_second", "data_wait")
+CLOCK = ("samples_per_second", "data_wait", "memory_gb", "mfu")
 """Columns of metrics.csv that no two runs share."""
 
 Whom = Literal["group", "parent"]

@@ -7,9 +7,11 @@ import signal
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from harness import LONG, ForkServer, differing_rows, rows, state_hashes, wait_until
+from PIL import Image
 from ranks import Job
 
 from sdscratch.data.shapes import write_shapes
@@ -167,3 +169,14 @@ def test_a_step_costs_one_all_reduce_of_gradients_and_one_small_one_however_much
     assert len(steps) == 4
     for said in steps:
         assert said == ["c10d::allreduce_", "c10d::allreduce_"], (first, steps)
+
+
+def test_two_ranks_draw_the_previews_of_one(server, train_words, tmp_path):
+    """Of weights that do not move, so that nothing else could differ; an odd number of prompts."""
+    previews = "callbacks.previews={_target_: sdscratch.training.Previews, every: 1}"
+    prompts = "stage.preview_prompts=[a red circle, a blue ring, a green square]"
+    words = train_words(tmp_path, "max_steps=1", "optimizer.lr=0.0", "optimizer.weight_decay=0.0", previews, prompts)
+    finished([server.attempt([*words, "name=one"]), *Job(server, [*words, "name=two"]).wait()])
+    one, two = (np.array(Image.open(tmp_path / name / "samples/step_00000001/ema.png")) for name in ("one", "two"))
+    assert one.shape == two.shape and one.std() > 20
+    assert np.abs(one.astype(int) - two.astype(int)).max() <= 1

@@ -15,7 +15,7 @@ from sdscratch.commands.train import train
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import WarmupCosine
 
-MACHINE = ("samples_per_second", "data_wait")
+MACHINE = ("samples_per_second", "data_wait", "memory_gb", "mfu")
 """What the clock says, which no two runs share."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,7 +11,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from stages import latent_diffusion
 from tiny import BARE, SMALLER
 from wandb_servers import server, silent_server
 
@@ -19,7 +22,7 @@ from sdscratch.config import check_config, compose
 from sdscratch.data.grid import captioned_grid
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import LatentDiffusion
-from sdscratch.training.plots import draw_curves
+from sdscratch.training.plots import _panels, draw_curves
 from sdscratch.training.tracking import WandbTracker
 
 
@@ -48,6 +51,39 @@ def test_a_sample_grid_shows_each_prompt_under_its_picture(tiny_run):
     assert all((half < 100).sum() > 100 for half in halves)  # dark letters under each
 
 
+def test_losses_by_timestep_share_a_panel_and_so_do_those_by_source():
+    names = ["val/loss", "val/loss_t000_250", "val/loss_t250_500", "val/loss/faces", "val/loss/bodies", "val/psnr"]
+    assert {title: list(curves) for title, curves in _panels(names).items()} == {
+        "val/loss": ["val/loss"],
+        "val/loss by timestep": ["t000_250", "t250_500"],
+        "val/loss by source": ["faces", "bodies"],
+        "val/psnr": ["val/psnr"],
+    }
+
+
+def test_the_prompts_of_real_previews_are_fixed_and_of_every_kind():
+    cfg = compose("train", ["name=x", "max_steps=1", "global_batch_size=1", "dataset.path=x"])
+    kinds = ["forest", "landscape", "city", "vehicle", "portrait", "full_body", "animals", "architecture", "food"]
+    assert list(cfg.prompts) == [f"{kind}_{number}" for kind in kinds for number in (1, 2)]
+    assert list(cfg.stage.preview_prompts) == list(cfg.prompts.values())
+    assert len(set(cfg.stage.preview_prompts)) == 18
+
+
+def test_prompts_of_previews_are_encoded_once_in_a_run(tiny_config):
+    module, _ = latent_diffusion(tiny_config("stage.preview_prompts=[a red circle, a blue ring]"))
+    encoded: list[int] = []
+    module.encoders.text.model.register_forward_pre_hook(lambda *_: encoded.append(1))
+    first, again = (module.preview(module.ema.network, []) for _ in range(2))
+    assert len(encoded) == 2  # the prompts, and the null condition
+    assert first.captions == ["a red circle", "a blue ring"]
+    for one, other in zip(first.images, again.images, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+    states = module.encoders.text(["a blue ring"])
+    assert torch.equal(module._preview_encoders.text(["a blue ring"]), states) or torch.allclose(
+        module._preview_encoders.text(["a blue ring"]), states, atol=1e-5
+    )
+
+
 KEY = "k" * 40
 
 
@@ -73,7 +109,8 @@ def wandb_runs(folder: Path) -> list[str]:
 
 def test_a_run_and_its_resumes_are_one_run_of_wandb_in_the_run_folder(tiny_config, monkeypatch, tmp_path, recwarn):
     monkeypatch.chdir(tmp_path)
-    run = train(tiny_config("logger=default", "max_steps=1", "callbacks.plots=null"))
+    group = "logger.wandb.group=my curriculum"
+    run = train(tiny_config("logger=default", "max_steps=1", "callbacks.plots=null", group))
     bare = ("logger=default", "callbacks.validation=null", *BARE)
     for steps in (2, 3):
         train(tiny_config(*bare, "resume_from=auto", f"max_steps={steps}"))
@@ -83,6 +120,11 @@ def test_a_run_and_its_resumes_are_one_run_of_wandb_in_the_run_folder(tiny_confi
     assert WandbTracker(str(tmp_path / "another"), "another", mode="offline").experiment.id not in ids
     log = b"".join(path.read_bytes() for path in (run.path / "wandb").rglob("*.wandb"))
     assert b"val/loss_t000_250" in log
+    assert b"my curriculum" in log
+    (table,) = (json.loads(path.read_text()) for path in (run.path / "wandb").rglob("*.table.json"))
+    assert table["columns"] == ["prompt", "weights", "picture"]
+    prompts = compose("train", ["experiment=tiny"]).stage.preview_prompts
+    assert [row[:2] for row in table["data"]] == [[prompt, "ema"] for prompt in prompts]
     assert b"samples_per_second" in log
     assert list((run.path / "wandb").rglob("media/images/samples/*.png"))
     assert not (tmp_path / "wandb").exists()
