@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
 from sdscratch.commands import footprint
-from sdscratch.config import build
+from sdscratch.config import build, check_config
 from sdscratch.doctor.finding import Check, Finding
 from sdscratch.doctor.versions import imports, torchvision, versions
 from sdscratch.errors import SdscratchError
@@ -22,6 +22,9 @@ STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def run(cfg: DictConfig) -> None:
     """Print a line for each finding. Raises SdscratchError, exit code 2, when something fails."""
+    if OmegaConf.is_missing(cfg.dataset, "path"):  # asked without a run in mind
+        cfg.dataset.path = cfg.paths.data
+    check_config(cfg)
     report = Report()
     report.add(versions())
     report.add(torchvision())

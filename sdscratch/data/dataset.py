@@ -56,8 +56,8 @@ class ShardDataset(Dataset[Sample]):
         return self.load(self.order.at(position), position)
 
     def key(self, position: int) -> str:
-        """The key of the sample at `position`, as it is ordered."""
-        return self.index.key(self.order.at(position))
+        """The name of the sample at `position`, as it is ordered: its key, after its source if that was given."""
+        return self._name(self.order.at(position))
 
     def load(self, n: int, position: int) -> Sample:
         """Sample number n, with the draws of `position`. Raises DataError naming a sample that cannot be used."""
@@ -71,7 +71,7 @@ class ShardDataset(Dataset[Sample]):
                     raise DataError(
                         f"{reason} Mend it, or set dataset.on_bad=quarantine to replace such samples."
                     ) from error
-                bad.append(self.index.key(n))
+                bad.append(self._name(n))
                 if len(bad) > MAX_REPLACEMENTS:
                     raise DataError(
                         f"{reason} {MAX_REPLACEMENTS} replacements were bad as well; check the data."
@@ -103,6 +103,9 @@ class ShardDataset(Dataset[Sample]):
             mirror = self.flip and self._draw("flip", position) < 0.5
             sample["image"] = preprocess(image_member(members), self.resolution, crop, mirror)
         return sample
+
+    def _name(self, n: int) -> str:
+        return f"{self.source}/{self.index.key(n)}" if self.source else self.index.key(n)
 
     def _draw(self, purpose: str, position: int) -> float:
         return uniform(self.seed, purpose, position)

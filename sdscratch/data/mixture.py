@@ -6,7 +6,7 @@ asked follows from the position alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
@@ -67,11 +67,11 @@ class Mixture:
 class MixtureDataset(Dataset[Sample]):
     """`dataset[position]`: the sample that the mixture has there, with the draws of `position`. See ShardDataset.
 
-    parts: by name, in the sequence of the mixture's sources; each with an order of its own.
+    parts: in the sequence of the mixture's sources, each with an order of its own.
     """
 
-    def __init__(self, mixture: Mixture, parts: Mapping[str, ShardDataset]) -> None:
-        self.mixture, self.names, self.parts = mixture, list(parts), list(parts.values())
+    def __init__(self, mixture: Mixture, parts: Sequence[ShardDataset]) -> None:
+        self.mixture, self.parts = mixture, parts
 
     def __getitem__(self, position: int) -> Sample:
         number, within = self.mixture.at(position)
@@ -79,9 +79,9 @@ class MixtureDataset(Dataset[Sample]):
         return part.load(part.order.at(within), position)
 
     def key(self, position: int) -> str:
-        """Name of the source, and key of its sample at `position`."""
+        """The name of the sample at `position`, as it is ordered."""
         number, within = self.mixture.at(position)
-        return f"{self.names[number]}/{self.parts[number].key(within)}"
+        return self.parts[number].key(within)
 
 
 def apportion(weights: Sequence[int], batch_size: int, batches: int) -> np.ndarray:

@@ -51,9 +51,9 @@ class MixtureDataModule(BaseDataModule):
     ) -> None:
         super().__init__(resolution, global_batch_size, seed, num_workers, val_samples)
         replay = {"share": 0.0, "sources": None, **(replay or {})}
-        if len(replay) > 2:
-            raise ConfigError(f"dataset.replay holds {', '.join(replay)}: expected share and sources")
-        older: dict[str, dict[str, Any]] = replay["sources"] or {}
+        older = replay["sources"] or {}
+        if len(replay) > 2 or not isinstance(older, dict):
+            raise ConfigError(f"dataset.replay is {replay}: expected share, and sources by name")
         self.shares = effective_shares(sources, older, replay["share"])
         self.parts: dict[str, DataModule] = {}
         for name, settings in [*sources.items(), *older.items()]:
@@ -130,7 +130,7 @@ class MixtureDataModule(BaseDataModule):
         return Mixture([self.shares[name] for name in self._trained_on], self.global_batch_size, self.seed)
 
     def train_dataset(self) -> MixtureDataset:
-        return MixtureDataset(self.mixture, {name: self._part(name).train_dataset() for name in self._trained_on})
+        return MixtureDataset(self.mixture, [self._part(name).train_dataset() for name in self._trained_on])
 
     def held_out(self) -> HeldOut | None:
         parts = [part for name in self.parts if (part := self._part(name).val_dataset()) is not None]

@@ -48,6 +48,15 @@ def test_data_that_are_not_there_yet_are_a_warning_and_are_not_drawn(doctor, tmp
     assert code == 0 and levels["loader"] == "warn" and not (tmp_path / "nothing").exists()
 
 
+def test_a_mixture_is_tried_where_all_its_sources_are(doctor, tiny_run, tiny_data, tmp_path):
+    folder = tiny_data / "shapes_32_64"
+    for second, level in ((folder / "val", "ok"), (tmp_path / "nothing", "warn")):
+        sources = f"dataset.sources={{a: {{path: {folder}/train, share: 3}}, b: {{path: {second}, share: 1}}}}"
+        words = ("experiment=tiny", "dataset=mixture", "~dataset.count", "~dataset.val_count", sources)
+        code, levels, said = doctor(*words, "dataset.holdout=0.2")
+        assert code == 0 and levels["loader"] == level, said
+
+
 def test_it_takes_the_words_of_train_and_refuses_others(doctor):
     code, _, said = doctor("max_stepz=3")
     assert code == 2 and "max_steps" in said

@@ -92,6 +92,16 @@ def test_a_sample_is_named_by_the_guard_as_it_was_read(folders):
     assert [sample["position"] for sample in samples] == list(range(30, 60))
 
 
+def test_a_bad_sample_is_replaced_from_its_own_source_and_named_with_it(folders, tmp_path):
+    good = dict(latent_samples(9))
+    bad = {**good, "000004": good["000004"] | {"latent.npy": b"no"}}
+    write_shards(tmp_path / "bad", bad.items(), {"vae": "abc", "resolution": 16})
+    made = module(sources(folders, rare={"path": str(tmp_path / "bad")}), on_bad="quarantine")
+    batches = list(islice(made.train_dataloader(), 9))
+    assert {name for batch in batches for name in batch["quarantined"]} == {"rare/000004"}
+    assert all(Counter(batch["source"])["rare"] == 2 for batch in batches)
+
+
 def test_replay_gives_older_sources_their_part_of_every_batch(folders):
     given = sources(folders)
     old = {name: given.pop(name) | {"share": 7} for name in ("small", "rare")}
@@ -217,7 +227,12 @@ def test_sources_that_do_not_fit_together_are_named(folders, tmp_path):
             {"replay": {"share": 0.1}},
             "dataset.replay.sources gives no source a share",
         ),
-        ({"a": {"path": "x", "share": 1}}, {"replay": {"shar": 0.1}}, "dataset.replay holds .*shar: expected share"),
+        (
+            {"a": {"path": "x", "share": 1}},
+            {"replay": {"shar": 0.1}},
+            "dataset.replay is .*'shar': 0.1.*: expected share",
+        ),
+        ({"a": {"path": "x", "share": 1}}, {"replay": {"sources": "x"}}, "dataset.replay is .*: expected share"),
         (
             {"a": {"path": "x", "share": 1}},
             {"replay": {"share": 0.1, "sources": {"a": {"path": "y", "share": 1}}}},
