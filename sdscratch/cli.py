@@ -271,6 +271,8 @@ def _quoted_words(word: str) -> str:
 
     overrides.PHASE=[...] gets the ++ by which Hydra takes a key that is not there yet.
     """
+    if word.startswith("overrides="):
+        return f"++{word}"
     match = re.fullmatch(r"(?:\+{0,2})(train|overrides\.[\w.-]+)=\[(.*)\]", word, re.DOTALL)
     if not match:
         return word

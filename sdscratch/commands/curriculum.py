@@ -6,8 +6,7 @@ itself is a run that resumes, and that it is done is written down when its model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,15 +32,18 @@ def run(cfg: DictConfig) -> None:
         raise ConfigError(f"on_change={cfg.on_change} is unknown; expected refuse or rerun")
     phases = phases_of(cfg)
     folder = CurriculumFolder(folder_below(cfg.paths.curricula, cfg.name))
-    with StopSignals(str(folder.path)):
-        folder.lock()
-        try:
+    try:
+        with StopSignals(str(folder.path)):
+            folder.lock()
             chain = Chain(folder, phases)
             chain.compare(rerun=cfg.on_change == "rerun")
             for phase in phases:
                 chain.train(phase)
-        finally:
-            folder.unlock()
+    except StoppedError as error:
+        stop = str(error).partition(": `sdscratch resume")[0]
+        raise StoppedError(f"{stop}: the same `sdscratch curriculum` goes on", error.exit_code - 128) from error
+    finally:
+        folder.unlock()
 
 
 class Chain:
@@ -134,8 +136,7 @@ class Chain:
         from sdscratch.commands.train import train  # with all that a first look at the manifest does not need
 
         phase.cfg.init_from = (self.entries[phase.name].carried or {}).get("from")
-        with _naming_the_way_on():
-            train(phase.cfg)
+        train(phase.cfg)
 
     def _write(self, phase: Phase, moment: str, **changes: Any) -> None:
         self.entries[phase.name] = replace(self.entries[phase.name], **changes)
@@ -149,14 +150,3 @@ def _said(carried: dict[str, Any]) -> str:
     optimizer = "its" if carried["optimizer"] == "keep" else "a new"
     average = "its" if carried["ema"] == "keep" else "a new"
     return f"with the {carried['weights']} weights of {carried['from']}, {optimizer} optimizer, {average} average"
-
-
-@contextmanager
-def _naming_the_way_on() -> Iterator[None]:
-    """A stop is the curriculum's, too."""
-    try:
-        yield
-    except StoppedError as error:
-        raise StoppedError(
-            f"{error}; the same `sdscratch curriculum` does, and with the phases after it", error.exit_code - 128
-        ) from error

@@ -42,7 +42,7 @@ def _row(entry: Entry) -> list[str]:
     state, known = run.state(), run.checkpoints()
     step = max(state.get("step") or 0, known[-1].step if known else 0)
     seen = entry.samples_seen or state.get("samples_seen")
-    status = entry.status
+    status: str = entry.status
     if status == "running" and state.get("status") in ("stopped", "failed"):
         status = f"running ({state['status']})"
     rows = [row for row in run.read_metrics() if "val/loss" in row]

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig
 
 from sdscratch.config import Change, changes, check_config, compose, literal, load_config, settings
 from sdscratch.config.words import did_you_mean
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, check_whole
 from sdscratch.randomness import key
 from sdscratch.run_folder import RunFolder, folder_below
 from sdscratch.training.initial_weights import InitialWeights
@@ -85,6 +85,8 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
             phases.append(_phase(cfg, name, phases))
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
+    for number, phase in enumerate(phases):
+        _tell_of_later_steps(phase.cfg, sum(later.cfg.max_steps for later in phases[number + 1 :]))
     return phases
 
 
@@ -125,6 +127,8 @@ def _phase(cfg: DictConfig, name: str, earlier: Sequence[Phase]) -> Phase:
                 part.init[choice] = value
     _join_logs(part, cfg.name)
     check_config(part)
+    for length in ("max_steps", "global_batch_size"):
+        check_whole(length, part[length])
     InitialWeights(**part.init)  # refuses what is no choice
     return Phase(name, part, before, encoders)
 
@@ -138,6 +142,13 @@ def _join_logs(part: DictConfig, group: str) -> None:
     tracker = (part.get("logger") or {}).get("wandb")
     if tracker is not None and "group" in tracker:
         tracker.group = str(group)
+
+
+def _tell_of_later_steps(part: DictConfig, later: int) -> None:
+    """To whom it foretells the end."""
+    progress = (part.get("callbacks") or {}).get("progress")
+    if progress is not None and "later_steps" in progress:
+        progress.later_steps = later
 
 
 def _words(key: str, words: Any) -> dict[str, str]:

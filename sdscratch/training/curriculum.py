@@ -85,7 +85,7 @@ def measures(run: RunFolder) -> dict[str, float]:
     Of this run alone: another phase has other data and another weighting.
     """
     rows = run.read_metrics()
-    last = {name: row[name] for row in rows for name in ("train/loss", "val/loss") if name in row}
+    last: dict[str, float] = {name: row[name] for row in rows for name in ("train/loss", "val/loss") if name in row}
     if best := best_first(run.checkpoints())[:1]:
         assert best[0].val_loss is not None
         last |= {"best_val_loss": best[0].val_loss, "best_step": best[0].step}

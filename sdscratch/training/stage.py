@@ -91,7 +91,7 @@ class Stage(L.LightningModule):
         if max_grad_norm <= 0:  # a negative one would turn every gradient around
             raise ConfigError(f"stage.max_grad_norm is {max_grad_norm}: expected a number above 0")
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(memory_format=self.memory_format)
+        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.ema = Ema(network, ema_decay)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         defaults = optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults  # it refuses wrong settings here

@@ -149,7 +149,9 @@ def test_a_signal_stops_the_phase_with_a_checkpoint_and_the_chain_with_it(server
     running.kill(signal.SIGTERM)
     attempt = running.wait()
     assert attempt.rc == 143, attempt.output
-    assert "the same `sdscratch curriculum` does, and with the phases after it" in attempt.output
+    said = attempt.output.splitlines()[-1]
+    assert said.startswith(f"sdscratch: {chain.run(CHAIN[1]).path} was stopped by SIGTERM"), attempt.output
+    assert said.endswith("the same `sdscratch curriculum` goes on")
     assert chain.run(CHAIN[1]).newest_intact_checkpoint() is not None
     assert chain.manifest()[1]["status"] == "running"
     assert server.attempt(words(chain)).rc == 0

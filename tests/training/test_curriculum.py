@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from stages import watched
 from tiny import TINY_PHASES
 
@@ -261,6 +262,7 @@ def test_a_changed_last_phase_leaves_those_before_it_alone(two, words):
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[name=x]"], "name is set by the curriculum itself"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[optimizer.lrr=1]"], "did you mean 'optimizer.lr'"),
         (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "init.weights"),
+        (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=many]"], "expected a whole number"),
         (["p1_laion_broad"], ["on_change=maybe"], "expected refuse or rerun"),
         (["p1_laion_broad"], ["paths.curricula=/proc/none"], "cannot write into"),
     ],
@@ -316,3 +318,22 @@ def test_status_says_where_it_stands(two, capsys):
     assert all(text in lines[0] for text in ("done", "4 of 4", "32", "p1_laion_broad", "runs/mine/p4_faces"))
     assert main(["curriculum", "status", "name=other"]) == 2
     assert "holds no curriculum" in capsys.readouterr().err
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("train=[a=b,c.d=1.0e-5]", {"train": ["a=b", "c.d=1.0e-5"]}),
+        ("train=[a=[1,[2,3]],b={c: [4,5], d: 'x,y'}]", {"train": ["a=[1,[2,3]]", "b={c: [4,5], d: 'x,y'}"]}),
+        ("train=['a=b', \"c=d\"]", {"train": ["a=b", "c=d"]}),
+        ("overrides.p4_faces=[lr=1,m=2]", {"overrides": {"p4_faces": ["lr=1", "m=2"]}}),
+        ("overrides={p4_faces: ['lr=1']}", {"overrides": {"p4_faces": ["lr=1"]}}),
+    ],
+)
+def test_words_inside_a_word_need_no_quotes(capsys, word, found):
+    assert main(["curriculum", "--cfg", "job", "name=x", word]) == 0
+    cfg = OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
+    assert {key: cfg[key] for key in found} == found

@@ -135,13 +135,21 @@ def test_weights_that_nothing_asked_for_are_refused_too(module, tiny_config, tmp
         InitialWeights().give(module, str(tmp_path / "runs" / "tiny"))
 
 
-@pytest.mark.parametrize("wish", [{"weights": "raw"}, {"optimizer": "keep"}, {"ema": "keep"}])
+def test_samples_are_counted_on_or_from_nothing(tiny_config, module, tiny_run):
+    InitialWeights().give(module, str(tiny_run.path))
+    assert module.samples_seen(1) == 4
+    again = latent_diffusion(tiny_config())[0]
+    InitialWeights(samples_seen="keep").give(again, str(tiny_run.path))
+    assert again.samples_seen(1) == 120 + 4
+
+
+@pytest.mark.parametrize("wish", [{"weights": "raw"}, {"optimizer": "keep"}, {"ema": "keep"}, {"samples_seen": "keep"}])
 def test_a_model_folder_has_nothing_but_its_average(module, tiny_run, wish):
     with pytest.raises(ConfigError, match="a model folder, with ema weights and nothing else"):
         InitialWeights(**wish).give(module, str(tiny_run.model_folder))
 
 
-@pytest.mark.parametrize("wish", [{"weights": "averaged"}, {"optimizer": "both"}, {"ema": True}])
+@pytest.mark.parametrize("wish", [{"weights": "averaged"}, {"optimizer": "both"}, {"ema": True}, {"samples_seen": 1}])
 def test_wishes_that_are_unknown_are_refused(wish):
     with pytest.raises(ConfigError, match=f"init.{next(iter(wish))}=.* is unknown; expected"):
         InitialWeights(**wish)
