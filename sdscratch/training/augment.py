@@ -23,8 +23,7 @@ class Augment:
     @torch.no_grad()
     def __call__(self, images: Tensor, positions: Tensor) -> Tensor:
         """images (B, 3, H, W) in [-1, 1], positions (B,) -> changed images, of the same shape, range and device."""
-        device = images.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
             changed = [self._change(*pair) for pair in zip(images.split(1), positions.tolist(), strict=True)]
         return torch.cat(changed) * 2 - 1
 

@@ -62,7 +62,7 @@ class Autoencoder(Stage):
         )
         if kl_cycle is not None:
             check_whole("stage.kl_cycle", kl_cycle, 2)
-        if free_bits < 0:
+        if not 0 <= free_bits < math.inf:
             raise ConfigError(f"stage.free_bits is {free_bits}: expected bits per latent element, 0 or more")
         self.kl_weight, self.reconstruction, self.seed = kl_weight, reconstruction, seed
         self.kl_cycle, self.free_bits = kl_cycle, free_bits

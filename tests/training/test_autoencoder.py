@@ -115,7 +115,7 @@ def test_the_kl_weight_climbs_and_stays_in_each_cycle():
     assert {module.kl_weight_at(step) for step in range(16)} == {0.2}
 
 
-@pytest.mark.parametrize("settings", [{"kl_cycle": 1}, {"kl_cycle": 2.5}, {"free_bits": -1.0}])
+@pytest.mark.parametrize("settings", [{"kl_cycle": 1}, {"kl_cycle": 2.5}, {"free_bits": -1.0}, {"free_bits": math.nan}])
 def test_settings_of_the_kl_that_mean_nothing_are_refused(settings):
     with pytest.raises(ConfigError, match=f"stage.{next(iter(settings))} is "):
         autoencoder(**settings)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from stages import PowerCut, watched
 from tiny import BARE, SMALLER, compose_tiny
+from torch.utils._pytree import tree_leaves
 
 from sdscratch.cli import main
 from sdscratch.commands.train import train
@@ -197,3 +198,14 @@ def test_changes_that_were_lost_with_their_steps_are_no_part_of_the_record(short
     short.checkpoint_path(4).write_bytes(b"damaged")
     assert main(["resume", str(short.path), "max_steps=5", "optimizer.lr=1.0e-3"]) == 0
     assert [(change["step"], change["key"]) for change in short.lineage()["changes"]] == [(2, "max_steps")]
+
+
+def test_moments_in_8_bits_are_resumed_to_the_last_bit(tiny_config):
+    pytest.importorskip("bitsandbytes")
+    words = (*BARE, "optimizer=adamw_8bit", "lr_schedule=warmup_constant", "callbacks.checkpoints.every=2")
+    at_once = train(tiny_config(*words, "name=at_once", "max_steps=4"))
+    train(tiny_config(*words, "name=in_two", "max_steps=2"))
+    in_two = train(tiny_config(*words, "name=in_two", "max_steps=4", "resume_from=auto"))
+    assert_same_weights(at_once, in_two)
+    optimizer = at_once.newest_intact_checkpoint().load()["optimizer_states"][0]
+    assert any(leaf.dtype == torch.uint8 for leaf in tree_leaves(optimizer) if isinstance(leaf, torch.Tensor))
