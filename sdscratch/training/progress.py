@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import lightning as L
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from sdscratch.console import say
 from sdscratch.errors import check_whole
@@ -38,6 +40,14 @@ class _Reading:
         return numbers if self.left_of_all is None else f"{numbers}, {_time(self.left_of_all)} with later phases"
 
 
+class _BarAndReading(Progress):
+    """The numbers on a line of their own below the bar, where a narrow terminal breaks them rather than cutting them off."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["reading"]) for task in self.tasks)
+
+
 class ProgressBar(StepCallback):
     """Steps, loss, learning rate, samples per second, the share of time spent waiting for data, and the time left.
 
@@ -57,14 +67,8 @@ class ProgressBar(StepCallback):
         self.start, self.first_step = time.perf_counter(), trainer.global_step
         self._clock = Clock(module, trainer.global_step)
         if trainer.is_global_zero and sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[reading]}"),
-                TimeElapsedColumn(),
-            )
-            self.progress = Progress(*columns, console=Console(stderr=True))
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.progress = _BarAndReading(*columns, console=Console(stderr=True))
             self.task = self.progress.add_task(
                 type(module).__name__, total=trainer.max_steps, completed=self.first_step, reading=""
             )

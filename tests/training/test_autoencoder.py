@@ -59,6 +59,8 @@ def test_the_loss_falls_and_the_picture_gets_better(run):
     first, last = (row["val/psnr"] for row in rows if "val/psnr" in row)
     assert last > first
     assert (run.path / "samples" / "step_00000030" / "ema.png").exists()
+    assert run.objective()["metric"] == "val/reconstruction"
+    assert run.objective()["value"] == rows[-1]["val/reconstruction"]
 
 
 def test_the_loss_is_reconstruction_and_weighted_kl(run, config):

@@ -63,6 +63,8 @@ def test_the_loss_falls_and_recall_is_measured(run):
     losses = [row["train/loss"] for row in rows]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert 0 <= rows[-1]["val/r_at_1_chance"] <= rows[-1]["val/r_at_1"] <= 1
+    assert run.objective()["metric"] == "1 - val/r_at_1"
+    assert run.objective()["value"] == 1 - rows[-1]["val/r_at_1"]
     assert (run.path / "samples" / "step_00000020" / "ema.png").exists()
 
 
