@@ -11,8 +11,9 @@ from sdscratch.config.changes import ABSENT, Change, changes, check_identity, se
 from sdscratch.config.checking import check_config
 from sdscratch.config.composition import SweepJob, compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
-from sdscratch.config.saving import load_config, mask, plain, save_config, to_yaml
+from sdscratch.config.saving import load_config, plain, save_config, to_yaml
 from sdscratch.config.targets import find_target
+from sdscratch.services import mask
 
 __all__ = [
     "ABSENT",

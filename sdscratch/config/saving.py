@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from yaml import YAMLError
 from sdscratch.config.words import escape_interpolations
 from sdscratch.errors import ConfigError
 from sdscratch.files import write_atomically
+from sdscratch.services import MASK, SECRET, mask, secrets
 
-MASK = "***"
-SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)s?(_|$)", re.IGNORECASE)
 TEXT_TOKEN = re.compile(r"^(bos|eos|pad|unk|cls|sep|mask)_token", re.IGNORECASE)  # of tokenizers
 
 
@@ -53,20 +51,8 @@ def load_config(path: str | Path) -> DictConfig:
     return found
 
 
-def mask(text: str) -> str:
-    """Text without the values of environment variables that are secrets, such as the shell has put into an override."""
-    for secret in _secrets():
-        if len(secret) >= 8:  # a shorter one is too likely to be part of a word
-            text = text.replace(secret, MASK)
-    return text
-
-
-def _secrets() -> list[str]:
-    return [value for name, value in os.environ.items() if value and SECRET.search(name)]
-
-
 def _masked(cfg: DictConfig, resolve: bool, escape: bool) -> Any:
-    return _mask(OmegaConf.to_container(cfg, resolve=resolve), _secrets(), escape)
+    return _mask(OmegaConf.to_container(cfg, resolve=resolve), secrets(), escape)
 
 
 def _mask(value: Any, secrets: list[str], escape: bool, key: object = "") -> Any:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdscratch.console import warn
 from sdscratch.data.grid import CaptionedImages
-from sdscratch.services import wandb_key
+from sdscratch.services import mask, wandb_key
 
 Mode = Literal["auto", "online", "offline"]
 SECONDS_TO_START = 4.0  # then it goes offline
@@ -170,7 +170,9 @@ def _as_media(value: Any) -> Any:
         return wandb.Image(value)
     if isinstance(value, tuple):
         weights, shown = value
-        rows = [[caption, weights, wandb.Image(x)] for caption, x in zip(shown.captions, shown.images, strict=True)]
+        rows = [
+            [mask(caption), weights, wandb.Image(x)] for caption, x in zip(shown.captions, shown.images, strict=True)
+        ]
         return wandb.Table(columns=["prompt", "weights", "picture"], data=rows)
     return value
 
