@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -71,11 +72,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str 
         crash_point(f"{job}:fsync")
         os.replace(temporary, path)
         crash_point(f"{job}:rename")
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name is durable only when its folder is
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _make_durable(path.parent)  # the new name is durable only when its folder is
     except (OSError, RuntimeError) as error:
         reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides the cause in there
         if not isinstance(reason, OSError):
@@ -86,6 +83,31 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str 
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `folder`, make it durable, then put it in that place. Raises OSError."""
+    half, old = (folder.with_name(folder.name + ending) for ending in (".tmp", ".old"))
+    for leftover in (half, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    half.mkdir(parents=True)
+    write(half)
+    for path in [*half.rglob("*"), half]:
+        _make_durable(path)
+    if folder.exists():
+        folder.rename(old)
+    half.rename(folder)
+    _make_durable(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_durable(path: Path) -> None:
+    """Of a file what is in it, of a folder the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def crash_point(name: str) -> None:

@@ -271,8 +271,9 @@ class RunFolder:
     # Metrics
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """metrics.csv as rows of numbers; a column that a row does not have is absent from it."""
-        return [{name: float(value) for name, value in row.items() if value} for row in self._rows()]
+        """metrics.csv as rows of numbers; a column that a row does not have, or holds no number in, is absent from it."""
+        rows = [{name: as_number(value) for name, value in row.items()} for row in self._rows()]
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Add one row; `step` comes first. A column seen for the first time is added to the header, the rest stays as it is.
@@ -295,7 +296,7 @@ class RunFolder:
             raise CannotWriteError(f"cannot write {self.metrics_file}: {error.strerror or error}") from error
 
     def cut_metrics(self, step: int) -> None:
-        """Forget rows after `step`, and a last line that a crash has torn: the run goes on from there."""
+        """Forget rows after `step`, and what is no row, as a last line that a crash has torn: the run goes on from there."""
         if header := self._metrics_header():
             if "step" not in header:
                 raise RunFolderError(f"{self.metrics_file} is no table of metrics: move it away, and go on")
@@ -325,18 +326,28 @@ class RunFolder:
     def _rows(self) -> list[dict[str, str]]:
         """The rows as text. A last line without its end is torn, or being written just now: it does not count.
 
-        Neither does anything from a NUL on, which is what some file systems make of the end when the power goes.
+        Neither does anything from a NUL on, which is what some file systems make of the end when the power goes, nor a line
+        that has too many cells or no number of steps.
         """
         if not self.metrics_file.exists():
             return []
         text = self.metrics_file.read_text(errors="replace").partition("\0")[0]
-        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             return read_json(self.path / name)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+
+
+def as_number(text: str | None) -> float | None:
+    """None where it is none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
 
 
 class _Seen:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from sdscratch.config import build
 from sdscratch.data import BaseDataModule, LatentCollate, check_resolution
 from sdscratch.errors import ConfigError
+from sdscratch.files import replace_folder
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_factor, fingerprint
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
 from sdscratch.run_folder import RunFolder
@@ -57,13 +58,18 @@ def _latent_diffusion(
     objective.noise_schedule.grid(sampling.num_inference_steps)  # now rather than at the first preview
     for what, found, expected in (
         ("model.in_channels", unet.config["in_channels"], channels),
+        ("model.out_channels", unet.config["out_channels"], channels),
         ("model.cross_attention_dim", unet.config["cross_attention_dim"], encoders.text.model.config.hidden_size),
     ):
         if found != expected:
             raise ConfigError(f"{what} is {found}, but the frozen encoders give {expected}: set it to that")
     side = cfg.dataset.resolution // factor
     datamodule.collate = LatentCollate(
-        cfg.seed, objective.timesteps, cfg.caption_dropout, latent_shape=(channels, side, side)
+        cfg.seed,
+        objective.timesteps,
+        cfg.caption_dropout,
+        latent_shape=(channels, side, side),
+        validation_timesteps=objective.noise_schedule.timesteps_at,  # evenly, so that runs compare
     )
     return build(cfg.stage, network=unet, encoders=encoders, objective=objective, sampling=sampling, **training)
 
@@ -77,6 +83,6 @@ def _text_encoder(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder
     elif cfg.init_from is not None and "path" not in cfg.text_encoder:  # weights mean tokens by their numbers
         tokenizer = {"tokenizer": load_tokenizer(tokenizer_folder(cfg.init_from))}
     text: TextEncoder = build(cfg.text_encoder, captions=datamodule.captions(), **tokenizer)
-    if text.clip is not None and ranks.is_first():
-        save_tokenizer(text.tokenizer, kept)
+    if text.clip is not None and ranks.is_first() and not (datamodule.start_step and kept.is_dir()):
+        replace_folder(kept, lambda half: save_tokenizer(text.tokenizer, half))
     return text

@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch.console import say_at_once
-from sdscratch.errors import ConfigError, LostRankError, RunFolderError, SdscratchError, StoppedError
+from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.preemption import ANNOUNCEMENT, PASSED_ON, stopped
@@ -173,7 +173,9 @@ def _why(
 
 def _note_end(folder: RunFolder, error: SdscratchError) -> None:
     """In state.json, where the first rank could not do so any more. Not in the folder of someone else's run."""
-    with suppress(RunFolderError, OSError):
+    if not folder.path.is_dir():  # the ranks had not come that far
+        return
+    with suppress(SdscratchError, OSError):
         folder.lock()
         if folder.state().get("status") == "running":
             folder.set_state(status="stopped" if isinstance(error, StoppedError) else "failed")

@@ -22,7 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 from sdscratch import __version__
 from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
-from sdscratch.config import Change, build, build_named, changes, check_identity, mask, save_config, settings
+from sdscratch.commands.trainer import check_trainer, make_trainer
+from sdscratch.config import (
+    Change,
+    build,
+    build_named,
+    changes,
+    check_identity,
+    load_config,
+    mask,
+    save_config,
+    settings,
+)
 from sdscratch.console import say
 from sdscratch.data import BaseDataModule
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
@@ -30,9 +41,9 @@ from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
 from sdscratch.randomness import key
 from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
-from sdscratch.training import LatentDiffusion, RunFolderIO, Stage, ranks
+from sdscratch.training import LatentDiffusion, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
-from sdscratch.training.preemption import StopNow, StopSignals, stopped, without_lightnings_signals
+from sdscratch.training.preemption import StopNow, StopSignals, stopped
 from sdscratch.training.rewind import Start, start_at, turn_back
 from sdscratch.training.step_callback import said_not_raised
 from sdscratch.training.validation import held_out
@@ -57,6 +68,9 @@ def train(cfg: DictConfig) -> RunFolder:
     """
     for name in ("max_steps", "global_batch_size"):
         check_whole(name, cfg[name])
+    check_trainer(cfg)
+    if cfg.resume_from not in (None, "auto"):
+        raise ConfigError(f"resume_from={cfg.resume_from} is unknown; expected auto, or `sdscratch resume RUN`")
     folder = RunFolder(folder_below(cfg.paths.runs, cfg.name))
     if count := launch.ranks_to_start(cfg.trainer):
         if not _is_finished(folder, cfg):
@@ -81,13 +95,15 @@ def train(cfg: DictConfig) -> RunFolder:
 
 
 def _open(folder: RunFolder, cfg: DictConfig) -> Start | None:
-    """Lock the folder and choose where to start; None for a finished run. By one rank alone."""
+    """Lock the folder and choose where to start; None for a finished run. By one rank alone.
+
+    In this order: while checkpoints are read, no other process goes on with the run, and what one has done is seen.
+    """
     if _is_finished(folder, cfg):
         return None
-    checkpoint = _starting_point(folder, cfg)
     folder.create()
     folder.lock()
-    return start_at(folder, checkpoint)
+    return None if _is_finished(folder, cfg) else start_at(folder, _starting_point(folder, cfg))
 
 
 def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignals) -> Start | None:
@@ -121,7 +137,8 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
                 say(f"  changed: {change}")
 
     callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
-    trainer = _trainer(cfg, folder, callbacks, build_named(cfg.logger) if ranks.is_first() else {})
+    loggers = build_named(cfg.logger) if ranks.is_first() else {}
+    trainer = make_trainer(cfg, folder, callbacks, list(loggers.values()))
     trainer.fit(module, datamodule, ckpt_path=start.checkpoint and str(start.checkpoint.path), weights_only=True)
     step, stop = trainer.global_step, ranks.highest(signals.number, trainer.strategy.root_device)
     signals.at_boundaries = False
@@ -151,7 +168,7 @@ def _join(cfg: DictConfig, folder: RunFolder) -> None:
     """Meet the other ranks, where torchrun or SLURM has started some."""
     if launch.world_size(cfg.trainer) > 1:
         _quieten_libraries()
-        _trainer(cfg, folder, [], {}).strategy.setup_environment()
+        make_trainer(cfg, folder).strategy.setup_environment()
 
 
 def _part(trainer: L.Trainer, status: str) -> None:
@@ -161,20 +178,6 @@ def _part(trainer: L.Trainer, status: str) -> None:
     ranks.meet_and_part()
 
 
-def _trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[L.Callback], loggers: dict[str, Any]) -> L.Trainer:
-    alone = {} if launch.world_size(cfg.trainer) > 1 else {"strategy": "auto"}
-    trainer = build(
-        cfg.trainer,
-        default_root_dir=str(folder.path),
-        callbacks=callbacks,
-        logger=list(loggers.values()),
-        plugins=[RunFolderIO()],
-        **alone,
-    )
-    without_lightnings_signals(trainer)
-    return trainer
-
-
 def _datamodule(cfg: DictConfig) -> BaseDataModule:
     datamodule: BaseDataModule = build(cfg.dataset)
     datamodule.prepare_data()
@@ -182,16 +185,19 @@ def _datamodule(cfg: DictConfig) -> BaseDataModule:
 
 
 def _is_finished(folder: RunFolder, cfg: DictConfig) -> bool:
+    """Whether there is nothing left to do. Raises ConfigError where what is finished is another run than this one."""
     state = folder.state()
-    finished = cfg.resume_from == "auto" and state.get("status") == "done" and state.get("step", 0) >= cfg.max_steps
-    if finished:
-        print(f"{folder.path} is finished: nothing to do")
-    return finished
+    done = state.get("status") == "done" and state.get("step", 0) >= cfg.max_steps and folder.model_folder.is_dir()
+    if cfg.resume_from != "auto" or not done:
+        return False
+    if folder.config_file.is_file():
+        before, now = settings(load_config(folder.config_file)), settings(cfg)
+        check_identity(str(folder.path), [c for c in changes(before, now) if c.key in now], cfg.resume.allow_change)
+    print(f"{folder.path} is finished: nothing to do")
+    return True
 
 
 def _starting_point(folder: RunFolder, cfg: DictConfig) -> Checkpoint | None:
-    if cfg.resume_from not in (None, "auto"):
-        raise ConfigError(f"resume_from={cfg.resume_from} is unknown; expected auto, or `sdscratch resume RUN`")
     if cfg.resume_from == "auto":
         return folder.newest_intact_checkpoint()
     if folder.holds_a_run():

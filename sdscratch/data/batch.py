@@ -93,6 +93,7 @@ class LatentCollate:
 
     timesteps: maps u (B,) float64, uniform in [0, 1), to timesteps (B,): the inverse distribution function. u is drawn,
         but for samples that bring a quantile.
+    validation_timesteps: the map for held-out samples, if it is to be another one.
     caption_dropout: the share of captions replaced by "".
     latent_shape: (C, h, w); needed for image shards only, where the VAE runs on line.
     """
@@ -101,6 +102,7 @@ class LatentCollate:
     timesteps: Callable[[Tensor], Tensor]
     caption_dropout: float = 0.0
     latent_shape: tuple[int, int, int] | None = None
+    validation_timesteps: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout <= 1:
@@ -131,7 +133,8 @@ class LatentCollate:
 
     def for_validation(self) -> LatentCollate:
         """The same noise at every validation of every run, no caption dropped."""
-        return replace(self, seed=VALIDATION_SEED, caption_dropout=0.0)
+        timesteps = self.validation_timesteps or self.timesteps
+        return replace(self, seed=VALIDATION_SEED, caption_dropout=0.0, timesteps=timesteps)
 
     def _u(self, sample: Sample) -> float:
         return sample["quantile"] if "quantile" in sample else uniform(self.seed, "timestep", sample["position"])

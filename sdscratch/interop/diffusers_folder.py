@@ -8,7 +8,6 @@ Weights are safetensors, configs plain JSON. The folder appears whole: written b
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from sdscratch import __version__
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import write_json
+from sdscratch.files import replace_folder, write_json
 from sdscratch.interop.schedulers import schedule_of, scheduler_config
 from sdscratch.models.encoders import (
     FrozenEncoders,
@@ -82,11 +81,9 @@ def save_model_folder(
     about: plain JSON for sdscratch.json. Its `sampling.size`, in pixels, becomes the size that pipelines draw unasked.
     Raises CannotWriteError when the disk is full or the place not writable; what was in `folder` is then still there.
     """
-    partial = folder.with_name(folder.name + ".tmp")
     about = {"format": 1, "sdscratch_version": __version__, **about}
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+
+    def write(partial: Path) -> None:
         with without_commentary():
             if vae is not None:
                 about["vae_fingerprint"] = fingerprint(vae)
@@ -106,8 +103,9 @@ def save_model_folder(
                 index["unet"] = ["sdscratch.models", "ReleasedUNet"]  # diffusers then says that it has no such network
             write_json(partial / INDEX, index)
         write_json(partial / ABOUT, about)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+
+    try:
+        replace_folder(folder, write)
     except (OSError, SafetensorError) as error:
         raise CannotWriteError(f"cannot write {folder}: {error}. Free some space or choose another folder.") from error
 

@@ -256,10 +256,18 @@ class Stage(L.LightningModule):
             raise ConfigError("\n  ".join(["the run trained another network than the one configured:", *found]))
         self.samples_offset = checkpoint["samples_seen"] - checkpoint["global_step"] * self.global_batch_size
         self.ema.load_state_dict(checkpoint["ema"])
+        self._count_micro_batches(checkpoint)
         checkpoint["optimizer_states"][0]["state"] = self._moments_laid_out(checkpoint["optimizer_states"][0]["state"])
         configured = self.configure_optimizers().param_groups
         for saved, group in zip(checkpoint["optimizer_states"][0]["param_groups"], configured, strict=True):
             saved |= {name: value for name, value in group.items() if name != "params"}  # decay, betas: the configured
+
+    def _count_micro_batches(self, checkpoint: Mapping[str, Any]) -> None:
+        """As many as these steps would have had: Lightning takes a step whenever their number is a multiple of so many."""
+        micro_batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update(dict.fromkeys(counts, micro_batches))
 
     def _moments_laid_out(self, state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
         """An optimizer's state in the weights' own layout, which fused optimizers rely on."""

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from sdscratch.cli import main
-from sdscratch.commands.launch import Outcome, _kept_by_cleaners, _why, ranks_to_start
+from sdscratch.commands.launch import Outcome, _kept_by_cleaners, _note_end, _why, ranks_to_start
 from sdscratch.config import compose
 from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
@@ -94,3 +94,9 @@ def test_cleaners_find_the_folder_that_ranks_share_locked(tmp_path):
         fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(cleaner)
+
+
+def test_ranks_that_end_before_there_is_a_folder_leave_none(tmp_path):
+    """And their own reason stands: a lock that cannot be made there is no news."""
+    _note_end(RunFolder(tmp_path / "none"), ConfigError("resume_from=yes is unknown"))
+    assert not (tmp_path / "none").exists()

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdscratch.cli import main
 from sdscratch.commands.train import train
+from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import WarmupCosine
 
@@ -65,6 +66,21 @@ def test_30_steps_are_10_and_the_20_that_a_resumed_run_adds(tiny_run, tiny_confi
     assert rates == [row["lr"] for row in run.read_metrics()][10:]
     assert_same_weights(run, tiny_run)
     assert rows(run) == rows(tiny_run)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (1, 4)])
+def test_another_accumulation_at_a_resume_reads_the_same_positions_in_every_step(tiny_config, before, after):
+    """As after the loss of a device. An odd number of steps lies behind, which another counting might halve."""
+    at_first = tiny_config(*SMALLER, "max_steps=3", f"trainer.accumulate_grad_batches={before}")
+    run = train(at_first)
+    then = tiny_config(*SMALLER, "max_steps=6", f"trainer.accumulate_grad_batches={after}", "resume_from=auto")
+    with watched() as (positions, _):
+        train(then)
+    size = 4 // after
+    assert positions == [list(range(first, first + size)) for first in range(12, 24, size)]
+    straight = train(tiny_config(*SMALLER, "max_steps=6", "name=straight"))
+    losses = [[row["train/loss"] for row in r.read_metrics()][3:] for r in (run, straight)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 ACCUMULATED = (
@@ -209,3 +225,54 @@ def test_moments_in_8_bits_are_resumed_to_the_last_bit(tiny_config):
     assert_same_weights(at_once, in_two)
     optimizer = at_once.newest_intact_checkpoint().load()["optimizer_states"][0]
     assert any(leaf.dtype == torch.uint8 for leaf in tree_leaves(optimizer) if isinstance(leaf, torch.Tensor))
+
+
+def test_a_finished_run_is_not_taken_for_another_one(tiny_config, capsys):
+    train(tiny_config(*SMALLER, "max_steps=2"))
+    for change in ("seed=5", "objective.noise_schedule.num_train_timesteps=500"):
+        with pytest.raises(ConfigError, match="would be another run than it was"):
+            train(tiny_config(*SMALLER, "max_steps=2", "resume_from=auto", change))
+    train(tiny_config(*SMALLER, "max_steps=2", "resume_from=auto", "optimizer.lr=1.0e-5"))
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_a_lost_model_folder_is_written_again(tiny_config):
+    run = train(tiny_config(*SMALLER, "max_steps=2"))
+    weights = (run.model_folder / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    shutil.rmtree(run.model_folder)
+    train(tiny_config(*SMALLER, "max_steps=2", "resume_from=auto"))
+    assert (run.model_folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert len(run.read_metrics()) == 2 and run.state()["status"] == "done"
+
+
+def test_a_resumed_run_leaves_its_tokenizer_alone(tiny_config):
+    run = train(tiny_config(*SMALLER, "max_steps=1"))
+    files = {path: path.stat().st_ino for path in sorted((run.path / "tokenizer").iterdir())}
+    train(tiny_config(*SMALLER, "max_steps=2", "resume_from=auto"))
+    assert {path: path.stat().st_ino for path in sorted((run.path / "tokenizer").iterdir())} == files
+
+
+@pytest.mark.parametrize("line", ["garbage,1,2", "31,abc,1", "1" + ",1" * 60])
+def test_a_damaged_line_of_the_table_costs_that_line(tiny_config, line):
+    run = train(tiny_config(*SMALLER, "max_steps=2"))
+    run.metrics_file.write_text(run.metrics_file.read_text() + line + "\n")
+    train(tiny_config(*SMALLER, "max_steps=3", "resume_from=auto", "callbacks.plots.every=1"))
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches cannot be set"),
+        ("+trainer.max_time=00:00:01:00", "trainer.max_time cannot be set"),
+        ("+trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val cannot be set"),
+        ("trainer.max_steps=1", "trainer.max_steps is 1, but has to be 2"),
+        ("trainer.enable_checkpointing=true", "trainer.enable_checkpointing is True, but has to be False"),
+        ("trainer.precision=bf16-true", "trainer.precision is bf16-true; expected 32-true, bf16-mixed, 16-mixed"),
+        ("model.out_channels=8", "model.out_channels is 8, but the frozen encoders give 4"),
+    ],
+)
+def test_what_would_break_the_promises_of_a_run_is_refused(tmp_path, tiny_data, capsys, words, said):
+    place = [f"paths.runs={tmp_path}", f"paths.data={tiny_data}", "max_steps=2"]
+    assert main(["train", "experiment=tiny", *place, words]) == 2
+    assert said in capsys.readouterr().err
