@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -104,6 +105,8 @@ def _names(cfg: DictConfig) -> list[str]:
 
 def _phase(cfg: DictConfig, name: str, earlier: Sequence[Phase]) -> Phase:
     own = _words("train", cfg.train) | _words(f"overrides.{name}", cfg.overrides.get(name, []))
+    if cfg.config_dir is not None:
+        own["hydra.searchpath"] = f"hydra.searchpath=[{literal(f'file://{Path(cfg.config_dir).resolve()}')}]"
     part = _compose(name, own)
     stage = part.stage._target_
     encoders = {ENCODERS[kind]: phase for phase in earlier if (kind := phase.cfg.stage._target_) in ENCODERS}

@@ -134,7 +134,7 @@ def test_killed_while_changed_phases_begin_again_none_is_set_aside_twice(server,
     chain = Chain(tmp_path, "chain")
     assert server.attempt([*words(chain), f"overrides.{CHAIN[0]}=[optimizer.lr=0.0]"]).rc == 0
     again = [*words(chain), "on_change=rerun"]
-    for point in ("stale:tmp", "stale:rename", *(moment.format(CHAIN[0]) for moment in MOMENTS)):
+    for point in ("stale:tmp", "stale:rename", *(moment.format(CHAIN[0]) for moment in MOMENTS[1:3])):
         attempt = server.attempt(again, env={"SDS_CRASH_AT": point})
         assert attempt.rc == 9, f"{point}: {attempt.output}"
     attempt = server.attempt(again)
