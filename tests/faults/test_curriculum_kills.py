@@ -164,9 +164,9 @@ def test_a_signal_stops_the_phase_with_a_checkpoint_and_the_chain_with_it(server
 def test_a_chain_on_two_ranks_is_that_of_one(words, reference, tmp_path):
     chain = Chain(tmp_path, "chain")
     line = words(chain, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
-    command = [sys.executable, "-m", "sdscratch", *line, f"phases=[{','.join(CHAIN[:2])}]"]
+    command = [sys.executable, "-m", "sdscratch", *line, f"phases=[{','.join(CHAIN[:3])}]"]
     subprocess.run(command, check=True, timeout=500)
-    assert [entry["status"] for entry in chain.manifest()] == ["done", "done"]
-    for phase in CHAIN[:2]:
+    assert [entry["status"] for entry in chain.manifest()] == ["done"] * 3
+    for phase in CHAIN[:3]:
         losses, expected = ([row["train/loss"] for row in c.run(phase).read_metrics()] for c in (chain, reference))
         assert losses == pytest.approx(expected, rel=1e-4)
