@@ -261,6 +261,7 @@ def test_a_changed_last_phase_leaves_those_before_it_alone(two, words):
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[optimizer.lrr=1]"], "did you mean 'optimizer.lr'"),
         (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "init.weights"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=0]"], "expected a whole number"),
+        (["p1_laion_broad"], ["name=../x"], "is no folder below curricula"),
         (["p1_laion_broad"], ["on_change=maybe"], "expected refuse or rerun"),
         (["p1_laion_broad"], ["paths.curricula=/proc/none"], "cannot write into"),
     ],
