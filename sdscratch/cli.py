@@ -222,6 +222,8 @@ def _run(name: str, words: list[str]) -> None:
     overrides = _quoted(verb.config, options.overrides)
     if options.config_dir:
         overrides.append(_search_in(options.config_dir))
+        if verb.config == "curriculum":  # its phases are composed apart
+            overrides.append(f"config_dir={config.literal(options.config_dir)}")
     if options.help:
         print(_help(name, verb, overrides))
     elif options.info:

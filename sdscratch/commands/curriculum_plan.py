@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,32 +81,33 @@ def _epochs(seen: int, samples: int | None, described: int | None) -> str:
 
 
 def _learning_rate(cfg: DictConfig) -> str:
-    factor = build(cfg.lr_schedule)
-    warmup = cfg.lr_schedule.get("warmup_steps", 0)
+    factor, warmup = build(cfg.lr_schedule), cfg.lr_schedule.get("warmup_steps", 0)
+    highest = cfg.optimizer.lr * factor(max(1, min(warmup, cfg.max_steps)) - 1)
     last = cfg.optimizer.lr * factor(cfg.max_steps - 1)
-    return f"{cfg.optimizer.lr:.3g} to {last:.3g}, warm-up {warmup:,}"
+    return f"{highest:.3g} to {last:.3g}, warm-up {warmup:,}"
 
 
 def _data(dataset: DictConfig) -> tuple[str, int | None, str]:
     """Names of the folders, samples in them for training, and their fingerprint; "missing" where one is not there."""
-    paths = [Path(path) for path in _paths(dataset)]
-    names = ", ".join(path.name for path in paths)
-    missing = [path.name for path in paths if not path.exists()]
+    trained_on, replayed = _folders(dataset), _folders(dataset.get("replay") or {})
+    names = ", ".join(folder.name for folder in trained_on)
+    if replayed and dataset.replay.share:
+        names += f"; replay of {', '.join(folder.name for folder in replayed)}"
+    folders = [*trained_on, *replayed]  # of a replay of share 0, the held-out samples are measured
+    missing = [folder.name for folder in folders if not folder.exists()]
     if missing:
-        return names, None, "missing" if len(missing) == len(paths) else f"missing: {', '.join(missing)}"
+        return names, None, "missing" if len(missing) == len(folders) else f"missing: {', '.join(missing)}"
     try:
         about = build(dataset).about()
     except (ConfigError, DataError) as error:
-        return names, None, f"refused: {str(error).partition('.')[0]}"
+        return names, None, f"refused: {str(error).partition('. ')[0]}"
     return names, about["samples"], about["fingerprint"]
 
 
-def _paths(dataset: DictConfig) -> Iterator[str]:
-    """The folders that are read from: for training, and of a replay for validation at least."""
-    if dataset.get("path") is not None:
-        yield dataset.path
-    for group in (dataset, dataset.get("replay") or {}):
-        yield from (source.path for source in (group.get("sources") or {}).values())
+def _folders(section: Mapping[str, Any]) -> list[Path]:
+    """The `path` of a section, and those of its `sources`."""
+    single = [Path(section["path"])] if section.get("path") is not None else []
+    return [*single, *(Path(source["path"]) for source in (section.get("sources") or {}).values())]
 
 
 def _rate(phase: Phase, phases: Sequence[Phase], given: Any) -> float | None:

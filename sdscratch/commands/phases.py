@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -78,9 +79,9 @@ class Phase:
 
 def phases_of(cfg: DictConfig) -> list[Phase]:
     """In their order, composed and checked, nothing built. Raises ConfigError naming the phase that does not fit."""
-    names = _names(cfg)
+    folder_below(cfg.paths.curricula, cfg.name)
     phases: list[Phase] = []
-    for name in names:
+    for name in _names(cfg):
         try:
             phases.append(_phase(cfg, name, phases))
         except ConfigError as error:
@@ -96,23 +97,25 @@ def _names(cfg: DictConfig) -> list[str]:
     names = [str(name) for name in cfg.phases]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"phases={names}: {twice[0]} is there twice")
-    for name in cfg.overrides:
+    for name in cfg.overrides or {}:
         if name not in names:
             raise ConfigError(f"overrides.{name}: {name} is none of the phases{did_you_mean(str(name), names)}")
     return names
 
 
 def _phase(cfg: DictConfig, name: str, earlier: Sequence[Phase]) -> Phase:
-    own = _words("train", cfg.train) | _words(f"overrides.{name}", cfg.overrides.get(name, []))
+    own = _words("train", cfg.train) | _words(f"overrides.{name}", (cfg.overrides or {}).get(name, []))
+    if cfg.config_dir is not None:
+        own["hydra.searchpath"] = f"hydra.searchpath=[{literal(f'file://{Path(str(cfg.config_dir)).resolve()}')}]"
     part = _compose(name, own)
     stage = part.stage._target_
     encoders = {ENCODERS[kind]: phase for phase in earlier if (kind := phase.cfg.stage._target_) in ENCODERS}
     if "objective" not in part:
         encoders = {}
     if encoders:
-        paths = {f"{part}.path": str(phase.folder.model_folder) for part, phase in encoders.items()}
-        trained = {part: f"{part}=trained" for part in encoders}
-        part = _compose(name, own | trained | {key: f"{key}={literal(path)}" for key, path in paths.items()})
+        trained = {role: f"{role}=trained" for role in encoders}
+        paths = {f"{role}.path": literal(str(phase.folder.model_folder)) for role, phase in encoders.items()}
+        part = _compose(name, own | trained | {where: f"{where}={path}" for where, path in paths.items()})
     before = next((phase for phase in reversed(earlier) if phase.cfg.stage._target_ == stage), None)
     if part.init_from is not None:
         before = None

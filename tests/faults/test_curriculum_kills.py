@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -61,12 +63,12 @@ class Chain(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def words(tiny_data: Path) -> Callable[[Chain], list[str]]:
+def words(tiny_data: Path) -> Callable[..., list[str]]:
     """The command line of a tiny curriculum."""
 
-    def words(chain: Chain) -> list[str]:
+    def words(chain: Chain, *more: str) -> list[str]:
         places = (f"paths.runs={chain.root}", f"paths.data={tiny_data}", f"paths.curricula={chain.root}/curricula")
-        train = f"train=[{','.join((*TINY_PHASES, 'callbacks.validation=null'))}]"
+        train = f"train=[{','.join((*TINY_PHASES, 'callbacks.validation=null', *more))}]"
         return ["curriculum", f"name={chain.name}", f"phases=[{','.join(CHAIN)}]", train, *places, *HANDOVER]
 
     return words
@@ -132,7 +134,7 @@ def test_killed_while_changed_phases_begin_again_none_is_set_aside_twice(server,
     chain = Chain(tmp_path, "chain")
     assert server.attempt([*words(chain), f"overrides.{CHAIN[0]}=[optimizer.lr=0.0]"]).rc == 0
     again = [*words(chain), "on_change=rerun"]
-    for point in ("stale:tmp", "stale:rename", *(moment.format(CHAIN[0]) for moment in MOMENTS)):
+    for point in ("stale:tmp", "stale:rename", *(moment.format(CHAIN[0]) for moment in MOMENTS[1:3])):
         attempt = server.attempt(again, env={"SDS_CRASH_AT": point})
         assert attempt.rc == 9, f"{point}: {attempt.output}"
     attempt = server.attempt(again)
@@ -156,3 +158,15 @@ def test_a_signal_stops_the_phase_with_a_checkpoint_and_the_chain_with_it(server
     assert chain.manifest()[1]["status"] == "running"
     assert server.attempt(words(chain)).rc == 0
     assert_same_chain(chain, reference)
+
+
+@pytest.mark.skipif(not LONG, reason="each phase starts two processes, which takes a while")
+def test_a_chain_on_two_ranks_is_that_of_one(words, reference, tmp_path):
+    chain = Chain(tmp_path, "chain")
+    line = words(chain, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    command = [sys.executable, "-m", "sdscratch", *line, f"phases=[{','.join(CHAIN[:3])}]"]
+    subprocess.run(command, check=True, timeout=500)
+    assert [entry["status"] for entry in chain.manifest()] == ["done"] * 3
+    for phase in CHAIN[:3]:
+        losses, expected = ([row["train/loss"] for row in c.run(phase).read_metrics()] for c in (chain, reference))
+        assert losses == pytest.approx(expected, rel=1e-4)

@@ -132,16 +132,6 @@ def test_no_two_phases_draw_the_same(seven):
     assert len(set(seeds)) == len(seeds)
 
 
-def test_finished_phases_are_skipped(seven, words, monkeypatch, capsys):
-    root, _, _ = seven
-    monkeypatch.chdir(root)
-    before = (root / "curricula/mine/manifest.json").read_bytes()
-    with watched() as (_, rates):
-        assert main(["curriculum", *words(*PHASES, more=LENGTHS)]) == 0
-    assert rates == [] and capsys.readouterr().out.count("is done") == 7
-    assert (root / "curricula/mine/manifest.json").read_bytes() == before
-
-
 # What is handed over
 
 
@@ -193,7 +183,7 @@ def test_the_autoencoder_and_clip_of_the_chain_serve_its_later_phases(words):
         assert trained == used
 
 
-# Changed phases
+# Finished phases
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +198,14 @@ def trained_two(tmp_path_factory, words) -> Path:
 def two(trained_two, here) -> Path:
     """Two finished phases, here."""
     return Path(shutil.copytree(trained_two, here, dirs_exist_ok=True))
+
+
+def test_finished_phases_are_skipped(two, words, capsys):
+    before = (two / "curricula/mine/manifest.json").read_bytes()
+    with watched() as (_, rates):
+        assert main(["curriculum", *words("p1_laion_broad", "p4_faces")]) == 0
+    assert rates == [] and capsys.readouterr().out.count("is done") == 2
+    assert (two / "curricula/mine/manifest.json").read_bytes() == before
 
 
 def test_a_finished_phase_that_is_changed_is_refused_with_the_difference(two, words, capsys):
@@ -262,7 +260,8 @@ def test_a_changed_last_phase_leaves_those_before_it_alone(two, words):
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[name=x]"], "name is set by the curriculum itself"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[optimizer.lrr=1]"], "did you mean 'optimizer.lr'"),
         (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "init.weights"),
-        (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=many]"], "expected a whole number"),
+        (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=0]"], "expected a whole number"),
+        (["p1_laion_broad"], ["name=../x"], "is no folder below curricula"),
         (["p1_laion_broad"], ["on_change=maybe"], "expected refuse or rerun"),
         (["p1_laion_broad"], ["paths.curricula=/proc/none"], "cannot write into"),
     ],
@@ -337,3 +336,12 @@ def test_words_inside_a_word_need_no_quotes(capsys, word, found):
     assert main(["curriculum", "--cfg", "job", "name=x", word]) == 0
     cfg = OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
     assert {key: cfg[key] for key in found} == found
+
+
+def test_phases_of_ones_own_are_found_in_another_folder(here, words):
+    own = here / "mine/phase/warm.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nname: warm\noptimizer: {lr: 0.125}\n")
+    with watched() as (_, rates):
+        assert main(["curriculum", *words("warm", train="max_steps=1"), "--config-dir", "mine"]) == 0
+    assert rates == [0.125] and manifest()["warm"]["status"] == "done"
