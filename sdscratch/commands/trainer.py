@@ -45,8 +45,9 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights, their average and
 def check_trainer(cfg: DictConfig) -> None:
     """Raise ConfigError for a setting of `trainer` that would break what a run promises."""
     settled = {**SETTLED, "max_steps": cfg.max_steps}
-    for name, value in OmegaConf.to_container(cfg.trainer, resolve=True).items():  # type: ignore[union-attr]
-        if name in FREE or str(name).startswith("_") or (name in settled and settled[name] == value):
+    for key, value in OmegaConf.to_container(cfg.trainer, resolve=True).items():  # type: ignore[union-attr]
+        name = str(key)
+        if name in FREE or name.startswith("_") or (name in settled and settled[name] == value):
             continue
         if name in settled:
             raise ConfigError(f"trainer.{name} is {value}, but has to be {settled[name]}: leave it as it is")
