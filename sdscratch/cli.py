@@ -75,6 +75,12 @@ VERBS = {
         "Show where a curriculum stands.",
         ("sdscratch curriculum status name=first",),
     ),
+    "curriculum report": Verb(
+        "curriculum_report",
+        "curriculum",
+        "Write a page about a curriculum: its curves, what each phase forgot, and what each phase draws.",
+        ("sdscratch curriculum report name=first",),
+    ),
     "resume": Verb(
         "resume",
         None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from sdscratch.config import build
@@ -12,6 +13,7 @@ from sdscratch.errors import ConfigError
 from sdscratch.files import replace_folder
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, downsampling_factor, fingerprint
 from sdscratch.models.tokenizer import load_tokenizer, save_tokenizer
+from sdscratch.randomness import key
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import Stage, ranks
 from sdscratch.training.initial_weights import tokenizer_folder
@@ -19,7 +21,11 @@ from sdscratch.training.stage import Augmentation
 
 
 def make_stage(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -> Stage:
-    """The stage of the configuration, ready for the trainer; the datamodule learns what its batches must hold."""
+    """The stage of the configuration, ready for the trainer; the datamodule learns what its batches must hold.
+
+    Networks that are not read from somewhere have random weights, a function of the seed.
+    """
+    torch.manual_seed(key(cfg.seed, "initial weights", 0))
     training = {
         "optimizer": build(cfg.optimizer),
         "lr_schedule": build(cfg.lr_schedule),

@@ -15,6 +15,17 @@ from sdscratch.training.curriculum import CurriculumFolder, Entry
 
 def run(cfg: DictConfig) -> None:
     """Print a line for each phase of the manifest. Raises RunFolderError where there is none."""
+    folder, entries = entries_of(cfg)
+    table = Table(
+        "phase", "status", "step", "samples seen", "val loss", "best", "weights from", "run", title=str(folder.path)
+    )
+    for entry in entries.values():
+        table.add_row(*_row(entry))
+    wide_console().print(table)
+
+
+def entries_of(cfg: DictConfig) -> tuple[CurriculumFolder, dict[str, Entry]]:
+    """The curriculum's folder and the phases of its manifest. Raises RunFolderError where there is none."""
     folder = CurriculumFolder(folder_below(cfg.paths.curricula, cfg.name))
     entries = folder.entries()
     if not entries:
@@ -22,12 +33,7 @@ def run(cfg: DictConfig) -> None:
             f"{folder.path} holds no curriculum: `sdscratch curriculum name={cfg.name}` starts one, "
             f"`sdscratch curriculum plan name={cfg.name}` shows what it would do"
         )
-    table = Table(
-        "phase", "status", "step", "samples seen", "val loss", "best", "weights from", "run", title=str(folder.path)
-    )
-    for entry in entries.values():
-        table.add_row(*_row(entry))
-    wide_console().print(table)
+    return folder, entries
 
 
 def wide_console() -> Console:

@@ -39,7 +39,6 @@ from sdscratch.data import BaseDataModule
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
-from sdscratch.randomness import key
 from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
 from sdscratch.training import LatentDiffusion, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
@@ -112,7 +111,6 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     if cfg.threads is not None:
         check_whole("threads", cfg.threads)
         torch.set_num_threads(cfg.threads)
-    torch.manual_seed(key(cfg.seed, "initial weights", 0))
     datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
     datamodule.start_step, datamodule.skipped = start.step, start.skipped
     module = make_stage(cfg, datamodule, folder)

@@ -16,6 +16,7 @@ from stages import watched
 from tiny import TINY_PHASES
 
 from sdscratch.cli import main
+from sdscratch.commands.curriculum_report import _held_out_losses
 from sdscratch.run_folder import RunFolder
 
 PHASES = {  # tiny steps and warm-up beside the shipped peaks
@@ -77,6 +78,22 @@ def test_every_step_of_every_phase_is_taken_at_the_rate_of_that_phase(seven):
     expected = [rate for steps, warmup, peak in PHASES.values() for rate in closed_form(steps, warmup, peak)]
     assert len(rates) == sum(steps for steps, _, _ in PHASES.values())
     assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_report_measures_every_phase_on_the_held_out_samples_of_every_phase(seven, monkeypatch, capsys):
+    root, _, _ = seven
+    monkeypatch.chdir(root)
+    assert main(["curriculum", "report", "name=mine"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "curricula/mine/report.html"
+    page = Path("curricula/mine/report.html").read_text()
+    assert all(
+        f'src="report/{name}.png"' in page and Path(f"curricula/mine/report/{name}.png").exists() for name in PHASES
+    )
+    runs = {name: RunFolder(f"runs/mine/{name}") for name in ("p1_laion_broad", "p7_final")}
+    losses = _held_out_losses(runs)
+    own = {name: run.read_metrics()[-1]["val/loss"] for name, run in runs.items()}
+    assert {name: losses[name][name] for name in runs} == pytest.approx(own, rel=1e-5)
+    assert losses["p1_laion_broad"]["p7_final"] != losses["p7_final"]["p7_final"]
 
 
 def test_each_phase_ends_at_a_tenth_of_its_own_peak_and_the_next_begins_below_it(seven):
