@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart check test faults clean
+.PHONY: help install quickstart curriculum-mini check test faults clean
 
 help:
 	@echo "make install      make $(VENV) from requirements.lock"
 	@echo "make quickstart   train VAE, CLIP and UNet from nothing and draw pictures: minutes on a CPU"
+	@echo "make curriculum-mini  all nine stages of the curriculum, small, and a page about them: 20 minutes on 2 cores"
 	@echo "make check        ruff, import-linter, mypy"
 	@echo "make test         the tests"
 	@echo "make faults       the fault tests in their long form: hundreds of kills and damaged files, half an hour"
@@ -24,6 +25,9 @@ install: $(READY)
 
 quickstart: install
 	$(BIN)/sdscratch quickstart
+
+curriculum-mini: install
+	$(BIN)/python experiments/2026-11-26-curriculum-mini/run.py
 
 check: install
 	$(BIN)/ruff check .

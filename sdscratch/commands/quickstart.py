@@ -16,6 +16,7 @@ from sdscratch.commands.train import train
 from sdscratch.config import check_config, compose
 from sdscratch.data.grid import captioned_grid
 from sdscratch.data.shapes import Split, prompts
+from sdscratch.errors import StoppedError
 from sdscratch.evaluation.shapes_judge import score
 from sdscratch.files import write_json
 from sdscratch.pipeline import TextToImage
@@ -26,6 +27,14 @@ SHOWN = 12  # pictures of each split in samples.png
 
 def run(cfg: DictConfig) -> None:
     """Each stage is reused where it is finished and resumed where it is not; see conf/quickstart.yaml."""
+    try:
+        _run(cfg)
+    except StoppedError as error:
+        stop = str(error).partition(": `sdscratch resume")[0]
+        raise StoppedError(f"{stop}: the same command goes on", error.exit_code - 128) from error
+
+
+def _run(cfg: DictConfig) -> None:
     folder = RunFolder(Path(cfg.paths.runs) / cfg.name)
     stages = Stages(folder.path / "report.json")
     runs = {name: f"{cfg.name}/{name}" for name in ("autoencoder", "clip")} | {"diffusion": cfg.name}
@@ -77,7 +86,8 @@ class Stages:
                 self.save()
         self.report["finished"] = sorted({*self.report.get("finished", []), name})
         self.save()
-        print(f"    {self.report['seconds'][name]:.0f} s", flush=True)
+        if not done:
+            print(f"    {self.report['seconds'][name]:.0f} s", flush=True)
 
     def save(self) -> None:
         """Write report.json."""

@@ -111,6 +111,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     if cfg.threads is not None:
         check_whole("threads", cfg.threads)
         torch.set_num_threads(cfg.threads)
+    begun_before = folder.holds_a_run()
     datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
     datamodule.start_step, datamodule.skipped = start.step, start.skipped
     module = make_stage(cfg, datamodule, folder)
@@ -125,7 +126,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
             _write_beginnings(folder, cfg)
             _write_lineage(folder, lineage, trainer.global_step, changed)
             folder.set_state(status="running", stage=type(module).__name__, max_steps=cfg.max_steps)
-            where = f"going on after step {start.step}" if start.checkpoint else _beginning(cfg)
+            where = f"going on after step {start.step}" if start.checkpoint else _beginning(cfg, begun_before)
             parts = f"{trainer.world_size} x {trainer.accumulate_grad_batches} x {datamodule.micro_batch_size}"
             say(
                 f"{folder.path}: {where}; {cfg.global_batch_size} samples per step = {parts} "
@@ -229,10 +230,10 @@ def _first_weights(cfg: DictConfig, module: Stage) -> dict[str, Any]:
     return {"init_from": initial.give(module, str(cfg.init_from)) if cfg.init_from is not None else None}
 
 
-def _beginning(cfg: DictConfig) -> str:
+def _beginning(cfg: DictConfig, begun_before: bool) -> str:
     if cfg.init_from is not None:
         return f"from the start, with the {cfg.init.weights} weights of {cfg.init_from}"
-    return "from the start" + (", for no checkpoint was ever completed" if cfg.resume_from == "auto" else "")
+    return "from the start" + (", for no checkpoint was ever completed" if begun_before else "")
 
 
 def _write_lineage(folder: RunFolder, lineage: Mapping[str, Any], step: int, changed: list[Change]) -> None:
