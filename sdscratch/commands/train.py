@@ -36,7 +36,7 @@ from sdscratch.config import (
 )
 from sdscratch.console import say
 from sdscratch.data import BaseDataModule
-from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, StoppedError, check_whole
+from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, SdscratchError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
 from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
@@ -102,7 +102,11 @@ def _open(folder: RunFolder, cfg: DictConfig) -> Start | None:
         return None
     folder.create()
     folder.lock()
-    return None if _is_finished(folder, cfg) else start_at(folder, _starting_point(folder, cfg))
+    try:
+        return None if _is_finished(folder, cfg) else start_at(folder, _starting_point(folder, cfg))
+    except SdscratchError:
+        folder.unlock()  # it is not this session's
+        raise
 
 
 def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignals) -> Start | None:

@@ -34,6 +34,7 @@ def outline(taken: inspect.Signature) -> list[tuple[str, Any, bool, bool]]:
 
 @pytest.mark.parametrize("target", [*SHIPPED, *OTHERS])
 def test_source_and_import_agree(target):
+    pytest.importorskip(target.partition(".")[0], reason="it belongs to an extra that is not installed")
     found, taken = read_signature(target)
     imported = find_target(target)
     assert found.module == imported.__module__

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdscratch.commands.doctor import _kept, _network
+from sdscratch.commands import footprint
 from sdscratch.config import compose
 from sdscratch.doctor import machine, pair
 from sdscratch.doctor.disk import checkpoint_size, disk
@@ -90,7 +90,7 @@ def test_a_member_that_fails_is_told_and_leaves_nothing_behind(monkeypatch, faul
 
 def test_the_size_of_a_checkpoint_is_known_before_training(tiny_run, tiny_config):
     real = tiny_run.newest_intact_checkpoint().size
-    assert checkpoint_size(_network(tiny_config())) == pytest.approx(real, rel=0.1)
+    assert checkpoint_size(footprint.network(tiny_config())) == pytest.approx(real, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -98,15 +98,15 @@ def test_the_size_of_a_checkpoint_is_known_before_training(tiny_run, tiny_config
     [(["stage=diffusion"], 859.520964), (["stage=autoencoder", "vae=kl_f8"], 83.653863), (["stage=clip"], 101.923329)],
 )
 def test_full_size_networks_are_measured_without_memory_for_them(overrides, millions):
-    network = _network(compose("doctor", overrides))
+    network = footprint.network(compose("doctor", overrides))
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, rel=1e-6)
 
 
 def test_every_checkpoint_that_is_kept_counts():
     keeping = "callbacks.checkpoints={every: 1000, keep_last: 3, keep_every: 25000, keep_best: 2}"
-    assert _kept(compose("doctor", [keeping, "max_steps=100000"])) == 3 + 4 + 2 + 1
-    assert _kept(compose("doctor", ["callbacks.checkpoints=null"])) == 0
+    assert footprint.checkpoints(compose("doctor", [keeping, "max_steps=100000"])) == 3 + 4 + 2 + 1
+    assert footprint.checkpoints(compose("doctor", ["callbacks.checkpoints=null"])) == 0
 
 
 def test_a_disk_with_room_is_ok_and_left_as_it_was(tmp_path):

@@ -39,7 +39,8 @@ def latent_diffusion(cfg: DictConfig) -> tuple[LatentDiffusion, DataModule]:
     datamodule = build(cfg.dataset)
     encoders = FrozenEncoders(build(cfg.vae), build(cfg.text_encoder, captions=CAPTIONS))
     objective = build(cfg.objective)
-    datamodule.collate = LatentCollate(cfg.seed, objective.timesteps, cfg.caption_dropout, latent_shape=(4, 8, 8))
+    evenly = objective.noise_schedule.timesteps_at
+    datamodule.collate = LatentCollate(cfg.seed, objective.timesteps, cfg.caption_dropout, (4, 8, 8), evenly)
     module = build(
         cfg.stage,
         network=build(cfg.model),
