@@ -86,7 +86,8 @@ class TextToImage:
         unet, encoders, noise_schedule, prediction_type, about = load_model_folder(find_model_folder(model))
         known = {field.name for field in fields(SamplingDefaults)}
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
-        size = unet.config["sample_size"] * downsampling_factor(encoders.vae)
+        side = unet.config["sample_size"] or 64  # as diffusers takes null
+        size = (side[0] if isinstance(side, list | tuple) else side) * downsampling_factor(encoders.vae)
         defaults = SamplingDefaults(**{"size": size, **given})
         run = RunFolder(model)
         load_raw = partial(_raw_weights, unet, run) if run.checkpoints() else None

@@ -62,13 +62,11 @@ def _latent_diffusion(
         datamodule.scaling_factor = encoders.vae.config.scaling_factor
     unet, objective = build(cfg.model), build(cfg.objective)
     objective.noise_schedule.grid(sampling.num_inference_steps)  # now rather than at the first preview
-    for what, found, expected in (
-        ("model.in_channels", unet.config["in_channels"], channels),
-        ("model.out_channels", unet.config["out_channels"], channels),
-        ("model.cross_attention_dim", unet.config["cross_attention_dim"], encoders.text.model.config.hidden_size),
-    ):
-        if found != expected:
-            raise ConfigError(f"{what} is {found}, but the frozen encoders give {expected}: set it to that")
+    for name, expected in encoders.unet_sizes.items():
+        if unet.config[name] != expected:
+            raise ConfigError(
+                f"model.{name} is {unet.config[name]}, but the frozen encoders give {expected}: set it to that"
+            )
     side = cfg.dataset.resolution // factor
     datamodule.collate = LatentCollate(
         cfg.seed,
@@ -87,7 +85,7 @@ def _text_encoder(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder
     if datamodule.start_step and kept.is_dir():
         tokenizer = {"tokenizer": load_tokenizer(kept)}
     elif cfg.init_from is not None and "path" not in cfg.text_encoder:  # weights mean tokens by their numbers
-        tokenizer = {"tokenizer": load_tokenizer(tokenizer_folder(cfg.init_from))}
+        tokenizer = {"tokenizer": load_tokenizer(tokenizer_folder(str(cfg.init_from)))}
     text: TextEncoder = build(cfg.text_encoder, captions=datamodule.captions(), **tokenizer)
     if text.clip is not None and ranks.is_first() and not (datamodule.start_step and kept.is_dir()):
         replace_folder(kept, lambda half: save_tokenizer(text.tokenizer, half))

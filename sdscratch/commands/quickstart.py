@@ -16,11 +16,11 @@ from sdscratch.commands.train import train
 from sdscratch.config import check_config, compose
 from sdscratch.data.grid import captioned_grid
 from sdscratch.data.shapes import Split, prompts
-from sdscratch.errors import StoppedError
+from sdscratch.errors import StoppedError, check_whole
 from sdscratch.evaluation.shapes_judge import score
 from sdscratch.files import write_json
 from sdscratch.pipeline import TextToImage
-from sdscratch.run_folder import RunFolder
+from sdscratch.run_folder import RunFolder, folder_below
 
 SHOWN = 12  # pictures of each split in samples.png
 
@@ -35,7 +35,9 @@ def run(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig) -> None:
-    folder = RunFolder(Path(cfg.paths.runs) / cfg.name)
+    for name in ("prompts", "batch_size"):
+        check_whole(name, cfg[name])
+    folder = RunFolder(folder_below(cfg.paths.runs, cfg.name))
     stages = Stages(folder.path / "report.json")
     runs = {name: f"{cfg.name}/{name}" for name in ("autoencoder", "clip")} | {"diffusion": cfg.name}
     parts = {name: _part(cfg, cfg[name], run_name) for name, run_name in runs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -69,11 +70,14 @@ def _broken(text: str, width: int) -> list[str]:
         if lines and _font().getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
-        while _font().getlength(word) > width:
-            fits = max(n for n in range(1, len(word)) if n == 1 or _font().getlength(word[:n]) <= width)
+        while len(lines) < MOST_LINES and _font().getlength(word[:width]) > width:  # no letter is narrower than a pixel
+            lengths = range(1, min(len(word), width))
+            fits = max(1, bisect_right(lengths, width, key=lambda n: _font().getlength(word[:n])))
             lines.append(word[:fits])
             word = word[fits:]
         lines.append(word)
+        if len(lines) > MOST_LINES:
+            break
     return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
 
 

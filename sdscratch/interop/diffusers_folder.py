@@ -149,13 +149,25 @@ def load_model_folder(folder: Path) -> Model:
     vae = load_vae(str(folder))
     with _reading(folder / "tokenizer"):
         text = load_text_encoder([], str(folder))
-    return Model(unet.eval(), FrozenEncoders(vae, text), noise_schedule, prediction_type, about)
+    encoders = FrozenEncoders(vae, text)
+    for name, expected in encoders.unet_sizes.items():
+        if unet.config[name] != expected:
+            raise DataError(
+                f"{folder}: {name} of its unet is {unet.config[name]}, but its vae and text_encoder need {expected}: they "
+                "are not of one model"
+            )
+    if not isinstance(vae.config.scaling_factor, (int, float)):
+        raise DataError(f"{folder / 'vae'} has the scaling_factor {vae.config.scaling_factor}; expected a number")
+    return Model(unet.eval(), encoders, noise_schedule, prediction_type, about)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The content of sdscratch.json, {} in folders made elsewhere."""
     with _reading(folder / ABOUT):
-        return _read_json(folder / ABOUT) if (folder / ABOUT).exists() else {}
+        about = _read_json(folder / ABOUT) if (folder / ABOUT).exists() else {}
+        if not isinstance(about.get("sampling", {}), dict):
+            raise DataError(f"its sampling is {about['sampling']!r}; expected names and values")
+        return about
 
 
 def _save_text(folder: Path, text: TextEncoder) -> None:

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from sdscratch.errors import ConfigError, check_whole
+from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.models.initialisation import new_embeddings, preserve_variance
 from sdscratch.models.pretrained import load_pretrained
 from sdscratch.models.tokenizer import load_tokenizer, read_tokenizer, train_tokenizer
@@ -95,6 +95,16 @@ class FrozenEncoders:
     def __post_init__(self) -> None:
         for network in (self.vae, self.text.model):
             network.eval().requires_grad_(False)
+
+    @property
+    def unet_sizes(self) -> dict[str, int]:
+        """What the config of a UNet has to say, to fit them."""
+        channels: int = self.vae.config.latent_channels
+        return {
+            "in_channels": channels,
+            "out_channels": channels,
+            "cross_attention_dim": self.text.model.config.hidden_size,
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoders:
         return self
@@ -192,7 +202,14 @@ def load_text_encoder(captions: Iterable[str], path: str, use_attention_mask: bo
     model = load_pretrained(CLIPTextModel, root / "text_encoder" if is_folder else path, "CLIP text encoder")
     if use_attention_mask is not None:
         model.config.use_attention_mask = use_attention_mask
-    return TextEncoder(model, load_tokenizer(root / "tokenizer") if is_folder else read_tokenizer(path))
+    tokenizer = load_tokenizer(root / "tokenizer") if is_folder else read_tokenizer(path)
+    config, length = model.config, tokenizer.model_max_length
+    if len(tokenizer) > config.vocab_size or length > config.max_position_embeddings:
+        raise DataError(
+            f"{path}: its tokenizer knows {len(tokenizer)} tokens and texts of {length}, its text encoder {config.vocab_size} "
+            f"tokens and texts of {config.max_position_embeddings}: they are not of one model"
+        )
+    return TextEncoder(model, tokenizer)
 
 
 def new_clip(

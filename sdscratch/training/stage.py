@@ -94,7 +94,8 @@ class Stage(L.LightningModule):
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.ema = Ema(network, ema_decay)
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
-        defaults = optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults  # it refuses wrong settings here
+        groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]  # as many as parameter_groups makes
+        defaults = optimizer(groups).defaults  # it refuses wrong settings here
         self.peak_lr, self.weight_decay = float(defaults["lr"]), defaults.get("weight_decay", 0.0)
         self.max_grad_norm, self.global_batch_size = max_grad_norm, global_batch_size
         self.augment = augment

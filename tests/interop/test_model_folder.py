@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tiny_models import PROMPTS, SAMPLING, difference, parts, save
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule
 from sdscratch.errors import CannotWriteError, DataError
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder, save_model_folder
-from sdscratch.models import ReleasedUNet
+from sdscratch.models import ReleasedUNet, new_vae
 from sdscratch.models.encoders import fingerprint
 from sdscratch.pipeline import TextToImage
 
@@ -139,6 +140,18 @@ def with_another_shape(file: str) -> Callable[[Path], object]:
     return damage
 
 
+def say(file: str, **values: Any) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
+
+    return damage
+
+
+def with_another_vae(folder: Path) -> None:
+    sizes = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32}
+    new_vae(latent_channels=8, **sizes).save_pretrained(folder / "vae")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -157,6 +170,10 @@ def with_another_shape(file: str) -> Callable[[Path], object]:
         (write("text_encoder/config.json", "{}"), "of the CLIP text encoder are"),
         (write("scheduler/scheduler_config.json", "{}"), "scheduler cannot be read: the scheduler is a None"),
         (write("sdscratch.json", "{"), "sdscratch.json cannot be read"),
+        (write("sdscratch.json", '{"sampling": []}'), "its sampling is []"),
+        (with_another_vae, "in_channels of its unet is 4, but its vae and text_encoder need 8"),
+        (say("vae/config.json", scaling_factor=None), "has the scaling_factor None"),
+        (say("tokenizer/tokenizer_config.json", model_max_length=99), "texts of 99, its text encoder"),
         (rename(UNET, "unet/diffusion_pytorch_model.bin"), "unet"),
         (rename(VAE, "vae/diffusion_pytorch_model.bin"), "vae"),
         (rename(TEXT, "text_encoder/pytorch_model.bin"), "text_encoder"),
@@ -169,6 +186,13 @@ def test_damage_is_named_in_one_line(folder, capfd, damage, said):
     message = str(caught.value)
     assert said in message and message.startswith(str(folder)) and "\n" not in message and len(message) < 700
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("sample_size", [None, [64, 64]])
+def test_sizes_as_diffusers_may_write_them_are_read(folder, sample_size):
+    say("unet/config.json", sample_size=sample_size)(folder)
+    (folder / "sdscratch.json").unlink()
+    assert TextToImage.from_pretrained(folder).defaults.size == 64 * 4
 
 
 def test_a_published_folder_in_half_precision_with_older_names_is_read(folder):

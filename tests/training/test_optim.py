@@ -54,6 +54,7 @@ def test_a_schedule_below_0_or_above_the_peak_is_refused(wrong):
     [
         ({"optimizer": partial(torch.optim.AdamW, lr=-1.0)}, "Invalid learning rate"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+        ({"optimizer": torch.optim.LBFGS}, "doesn't support per-parameter options"),
     ],
 )
 def test_settings_that_would_climb_instead_of_descend_are_refused_when_the_stage_is_made(wrong, said):
