@@ -23,7 +23,6 @@ IDENTITY = (
     "objective.prediction_type",
     "objective.noise_schedule",
     "optimizer._target_",
-    "optimizer.amsgrad",
     "dataset.fingerprint",
     "dataset.resolution",
     "dataset.seed",

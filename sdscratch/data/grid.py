@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ def _broken(text: str, width: int) -> list[str]:
             continue
         while len(lines) < MOST_LINES and _font().getlength(word[:width]) > width:  # no letter is narrower than a pixel
             lengths = range(1, min(len(word), width))
-            fits = max(1, bisect_right(lengths, width, key=lambda n: _font().getlength(word[:n])))
+            fits = max(1, bisect_right(lengths, width, key=lambda n: ceil(_font().getlength(word[:n]))))
             lines.append(word[:fits])
             word = word[fits:]
         lines.append(word)
