@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 .PHONY: help install quickstart curriculum-mini check test faults clean
 
 help:
-	@echo "make install      make $(VENV) from requirements.lock"
-	@echo "make quickstart   train VAE, CLIP and UNet from nothing and draw pictures: minutes on a CPU"
-	@echo "make curriculum-mini  all nine stages of the curriculum, small, and a page about them: 20 minutes on 2 cores"
-	@echo "make check        ruff, import-linter, mypy"
-	@echo "make test         the tests"
-	@echo "make faults       the fault tests in their long form: hundreds of kills and damaged files, half an hour"
-	@echo "make clean        remove caches; runs/ and data/ stay"
+	@echo "make install          make $(VENV) from requirements.lock"
+	@echo "make quickstart       train VAE, CLIP and UNet from nothing and draw pictures: minutes on a CPU"
+	@echo "make curriculum-mini  all nine stages of the curriculum, small, and a page about them"
+	@echo "make check            ruff, import-linter, mypy"
+	@echo "make test             the tests"
+	@echo "make faults           the fault tests in their long form: hundreds of kills and damaged files, half an hour"
+	@echo "make clean            remove caches; runs/ and data/ stay"
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
