@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from sdscratch.config import Change, changes, check_config, compose, literal, load_config, settings
+from sdscratch.config import Change, changes, check_config, compose, learnt_changes, literal, load_config, settings
 from sdscratch.config.words import did_you_mean
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.randomness import key
@@ -21,21 +21,6 @@ OF_THE_CHAIN = ("phase", "name", "resume_from", "paths", "init.samples_seen")
 
 ENCODERS = {"sdscratch.training.Autoencoder": "vae", "sdscratch.training.Clip": "text_encoder"}
 """Stages that leave something for later ones, and what that is to them."""
-
-NOT_LEARNT = (
-    "callbacks",
-    "dataset.cache",
-    "dataset.num_workers",
-    "length",
-    "stage.channels_last",
-    "stage.preview_prompts",
-    "threads",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-)
-"""Keys that a finished phase may change: what was learnt does not depend on them, or no more than on rounding."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +49,7 @@ class Phase:
         """What is not as it was when the phase was trained, in its settings and in `carried`, what it then took over."""
         if not self.folder.recipe_file.is_file():
             return []
-        found = changes(settings(load_config(self.folder.recipe_file)), settings(self.cfg))
-        found = [change for change in found if not _does_not_count(change.key)]
+        found = learnt_changes(settings(load_config(self.folder.recipe_file)), settings(self.cfg))
         before, now = _origin(carried or {}), _origin(self._to_carry())
         return [*found, *changes(before, now)]
 
@@ -165,11 +149,6 @@ def _words(key: str, words: Any) -> dict[str, str]:
         if any(name == taken or name.startswith(f"{taken}.") for taken in OF_THE_CHAIN):
             raise ConfigError(f"{key}: {name} is set by the curriculum itself")
     return found
-
-
-def _does_not_count(key: str) -> bool:
-    is_path = key.rpartition(".")[2] in ("path", "val_path", "gradient_checkpointing")
-    return is_path or any(key == name or key.startswith(f"{name}.") for name in NOT_LEARNT)
 
 
 def _origin(carried: Mapping[str, Any]) -> dict[str, Any]:

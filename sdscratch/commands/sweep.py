@@ -16,23 +16,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sdscratch.config import SweepJob, changes, check_config, compose, load_config, settings
+from sdscratch.config import SweepJob, check_config, compose, learnt_changes, load_config, settings
 from sdscratch.config import sweep as for_each_job
 from sdscratch.console import warn
 from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
-
-WITHOUT_EFFECT = (
-    "callbacks",
-    "trainer",
-    "threads",
-    "dataset.num_workers",
-    "dataset.cache",
-    "dataset.path",
-    "dataset.val_path",
-)
-"""Keys that do not make a finished run another one: what is watched, and what computes it where."""
 
 
 def sweep(module: str, verb_config: str, overrides: list[str]) -> None:
@@ -88,8 +77,7 @@ def _check_same(folder: RunFolder, cfg: DictConfig) -> None:
     """Raise ConfigError where a finished run is not what is asked for now."""
     if not folder.recipe_file.is_file():
         return
-    changed = changes(settings(load_config(folder.recipe_file)), settings(cfg))
-    if other := [str(change) for change in changed if not change.key.startswith(WITHOUT_EFFECT)]:
+    if other := [str(change) for change in learnt_changes(settings(load_config(folder.recipe_file)), settings(cfg))]:
         raise ConfigError(
             f"{folder.path} was trained otherwise ({'; '.join(other[:3])}): choose another name= for this sweep"
         )

@@ -7,13 +7,13 @@ trainer = build(cfg.trainer, callbacks=list(build_named(cfg.callbacks).values())
 
 from sdscratch.config import lengths as lengths  # configurations name its resolver
 from sdscratch.config.building import build, build_named
-from sdscratch.config.changes import ABSENT, Change, changes, check_identity, settings
+from sdscratch.config.changes import ABSENT, Change, changes, check_identity, learnt_changes, settings
 from sdscratch.config.checking import check_config
 from sdscratch.config.composition import SweepJob, compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
 from sdscratch.config.saving import load_config, plain, save_config, to_yaml
 from sdscratch.config.targets import find_target
-from sdscratch.services import mask
+from sdscratch.masking import mask
 
 __all__ = [
     "ABSENT",
@@ -30,6 +30,7 @@ __all__ = [
     "config_files",
     "config_groups",
     "find_target",
+    "learnt_changes",
     "literal",
     "load_config",
     "mask",

@@ -35,6 +35,21 @@ IDENTITY = (
 HARMLESS = ("path", "val_path", "gradient_checkpointing")
 """Last parts of keys that are none of these: what a path leads to counts, and memory costs no digit."""
 
+NOT_LEARNT = (
+    "callbacks",
+    "dataset.cache",
+    "dataset.num_workers",
+    "length",
+    "stage.channels_last",
+    "stage.preview_prompts",
+    "threads",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
+"""Keys that a finished run may change: what was learnt does not depend on them, or no more than on rounding."""
+
 UNRECORDED = ("name", "paths", "resume", "resume_from", "init", "init_from", "logger")
 """Keys that are about the session, not about what is trained."""
 
@@ -63,6 +78,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key, ABSENT) != now.get(key, ABSENT)]
     return [
         Change(key, before.get(key, ABSENT), now.get(key, ABSENT)) for key in differing if not _under(key, UNRECORDED)
+    ]
+
+
+def learnt_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Of the `changes`, those for which a finished run would have to be trained again."""
+    return [
+        change
+        for change in changes(before, now)
+        if not _under(change.key, NOT_LEARNT) and change.key.rpartition(".")[2] not in HARMLESS
     ]
 
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 from sdscratch.config.words import escape_interpolations
 from sdscratch.errors import ConfigError
 from sdscratch.files import write_atomically
-from sdscratch.services import MASK, SECRET, mask, secrets
+from sdscratch.masking import MASK, SECRET, mask, secrets
 
 TEXT_TOKEN = re.compile(r"^(bos|eos|pad|unk|cls|sep|mask)_token", re.IGNORECASE)  # of tokenizers
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from sdscratch.console import warn
 from sdscratch.data.grid import CaptionedImages
-from sdscratch.services import mask, wandb_key
+from sdscratch.masking import mask
+from sdscratch.services import wandb_key
 
 Mode = Literal["auto", "online", "offline"]
 SECONDS_TO_START = 4.0  # then it goes offline
