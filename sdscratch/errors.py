@@ -44,9 +44,15 @@ class CannotWriteError(SdscratchError):
 class StoppedError(SdscratchError):
     """A signal ended the run; the exit code is 128 + its number, as shells say it."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, command: str, signal_number: int) -> None:
+        """what: what was stopped, and where. command: the one that goes on, in words."""
+        super().__init__(f"{what}: {command} goes on")
+        self.what, self.signal_number = what, signal_number
         self.exit_code = 128 + signal_number
+
+    def continued_by(self, command: str) -> StoppedError:
+        """The same, for whoever had called another command than that of the run."""
+        return StoppedError(self.what, command, self.signal_number)
 
 
 def check_whole(setting: str, value: object, least: int = 1, most: int | None = None) -> None:

@@ -40,8 +40,7 @@ def run(cfg: DictConfig) -> None:
             for phase in phases:
                 chain.train(phase)
     except StoppedError as error:
-        stop = str(error).partition(": `sdscratch resume")[0]
-        raise StoppedError(f"{stop}: the same `sdscratch curriculum` goes on", error.exit_code - 128) from error
+        raise error.continued_by("the same `sdscratch curriculum`") from error
     finally:
         folder.unlock()
 

@@ -30,8 +30,7 @@ def run(cfg: DictConfig) -> None:
     try:
         _run(cfg)
     except StoppedError as error:
-        stop = str(error).partition(": `sdscratch resume")[0]
-        raise StoppedError(f"{stop}: the same command goes on", error.exit_code - 128) from error
+        raise error.continued_by("the same command") from error
 
 
 def _run(cfg: DictConfig) -> None:

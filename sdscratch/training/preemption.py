@@ -23,7 +23,7 @@ def stopped(run: object, number: int, step: int | None = None) -> StoppedError:
     """What to raise when signal `number` has stopped a run, after `step` steps if any were taken."""
     when = "" if step is None else f" after step {step}"
     return StoppedError(
-        f"{run} was stopped by {signal.Signals(number).name}{when}: `sdscratch resume {run}` goes on", number
+        f"{run} was stopped by {signal.Signals(number).name}{when}", f"`sdscratch resume {run}`", number
     )
 
 
