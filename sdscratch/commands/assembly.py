@@ -81,12 +81,12 @@ def _latent_diffusion(
 def _text_encoder(cfg: DictConfig, datamodule: BaseDataModule, folder: RunFolder) -> TextEncoder:
     """As configured; the tokenizer of a new one is kept in the run folder, so that a resumed run reads it again."""
     kept = folder.path / "tokenizer"
-    tokenizer: dict[str, Any] = {}
     if datamodule.start_step and kept.is_dir():
-        tokenizer = {"tokenizer": load_tokenizer(kept)}
-    elif cfg.init_from is not None and "path" not in cfg.text_encoder:  # weights mean tokens by their numbers
-        tokenizer = {"tokenizer": load_tokenizer(tokenizer_folder(str(cfg.init_from)))}
-    text: TextEncoder = build(cfg.text_encoder, captions=datamodule.captions(), **tokenizer)
-    if text.clip is not None and ranks.is_first() and not (datamodule.start_step and kept.is_dir()):
+        return build(cfg.text_encoder, captions=[], tokenizer=load_tokenizer(kept))
+    known: dict[str, Any] = {}
+    if cfg.init_from is not None and "path" not in cfg.text_encoder:  # weights mean tokens by their numbers
+        known = {"tokenizer": load_tokenizer(tokenizer_folder(str(cfg.init_from)))}
+    text: TextEncoder = build(cfg.text_encoder, captions=datamodule.captions(), **known)
+    if text.clip is not None and ranks.is_first():
         replace_folder(kept, lambda half: save_tokenizer(text.tokenizer, half))
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ class PositionDataset(Protocol):
     def key(self, position: int) -> str: ...
 
 
-class BaseDataModule(L.LightningDataModule):
+class BaseDataModule(L.LightningDataModule, ABC):
     """Positions -> batches for training and validation, on any number of ranks. What lies at a position, a subclass says.
 
     To be set before fitting: `start_step` (optimizer steps done before, when resuming), `skipped` (data steps never to be
@@ -53,39 +54,39 @@ class BaseDataModule(L.LightningDataModule):
 
     # What a subclass says
 
+    @abstractmethod
     def prepare_data(self) -> None:
         """Open the shards, which leaves byte offsets beside them. Raises DataError where they are not as they should be."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """ "images" or "latents"."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the training data do; for checkpoints."""
-        raise NotImplementedError
 
+    @abstractmethod
     def require_vae(self, fingerprint: str) -> None:
         """Raise DataError when the shards hold latents of another VAE than this one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def about(self) -> dict[str, Any]:
         """What a model that was trained on these data says of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def captions(self) -> Iterator[str]:
         """All those of the training samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train_dataset(self) -> PositionDataset:
         """The training samples in their order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_out(self) -> HeldOut | None:
         """The fixed validation set: the same in every run. None where nothing is held out."""
-        raise NotImplementedError
 
     # What follows from it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class StepReport:
         return not self.bad_ranks and math.isfinite(self.grad_norm)
 
 
-class Stage(L.LightningModule):
+class Stage(L.LightningModule, ABC):
     """Trains one network, and owns only that: its weights, their average and the optimizer.
 
     A stage says what the loss of a batch is (`losses`), how good a network is on the held-out set (`evaluate`), what it
@@ -122,28 +123,28 @@ class Stage(L.LightningModule):
     objective_metric: ClassVar[str] = "val/loss"
     """The name of `validation_loss`, by which runs are compared."""
 
+    @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Scalars of one batch; "loss" is minimised, all are logged as means over the interval."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, network: Any, batches: Iterable[Any]) -> dict[str, float]:
         """Measures of `network` on the fixed held-out batches, unweighted, the same draws every time."""
-        raise NotImplementedError
 
     def validation_loss(self, measures: Mapping[str, float]) -> float:
         """Of what `evaluate` gave, the number that the best checkpoint is chosen by: the lowest wins."""
         return measures["val/loss"]
 
+    @abstractmethod
     def preview(self, network: Any, batches: Iterable[Any]) -> CaptionedImages | None:
         """What `network` can do, on the first rank; None on the others. To be called on all, which may share the work.
 
         batches: the held-out ones, whole.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
         """Write the model folder; `batches` are the held-out ones, `about` says where the weights come from."""
-        raise NotImplementedError
 
     # One optimizer step
 

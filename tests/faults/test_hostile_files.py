@@ -51,7 +51,7 @@ def test_the_payloads_would_work_on_a_careless_reader(tmp_path, name):
     assert canary.exists()
 
 
-def refused(read: Callable[[], Any]) -> None:
+def assert_refused(read: Callable[[], Any]) -> None:
     """It raises what the command line prints as one line."""
     with pytest.raises(SdscratchError) as caught:
         read()
@@ -76,9 +76,9 @@ def test_a_checkpoint_is_tensors_and_plain_values_or_nothing(tmp_path, canary, n
     run = RunFolder(tmp_path / "run")
     plant_checkpoint(run, FORMATS[form](gadgets(canary)[name]))
     checkpoint = run.newest_intact_checkpoint()
-    refused(checkpoint.load)
+    assert_refused(checkpoint.load)
     if form == "torch":
-        refused(lambda: checkpoint.load(mapped=True))
+        assert_refused(lambda: checkpoint.load(mapped=True))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_weights_are_safetensors_or_nothing(model, canary, file, read, form, pla
     path.unlink()
     target = path if place == "under the right name" else path.with_name(PICKLED[path.name])
     target.write_bytes(FORMATS[form](gadgets(canary)["os.system"]))
-    refused(lambda: read(model))
+    assert_refused(lambda: read(model))
 
 
 CODE = "import pathlib\npathlib.Path({canary!r}).touch()\nclass Any:\n    pass\n"
@@ -173,7 +173,7 @@ def test_a_tokenizer_is_json_or_nothing(model, canary, name):
     folder = model / "tokenizer"
     (folder / "vocab.json").unlink(), (folder / "tokenizer.json").unlink()
     (folder / name).write_bytes(as_pickle(gadgets(canary)["os.system"]))
-    refused(lambda: load_tokenizer(folder))
+    assert_refused(lambda: load_tokenizer(folder))
 
 
 # Shards
@@ -203,13 +203,13 @@ def test_members_of_a_shard_are_bytes_of_known_kinds(tmp_path, canary, suffix):
     members = index.read(0)
     assert set(members) <= {"png", "txt", "json", "jpg"}
     captions_of(members, record_of(members))
-    refused(lambda: open_image(image_member(members)))
+    assert_refused(lambda: open_image(image_member(members)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_latents_are_numbers_or_nothing(canary, name):
-    refused(lambda: unpack(as_npy(gadgets(canary)[name])))
-    refused(lambda: unpack(as_pickle(gadgets(canary)[name])))
+    assert_refused(lambda: unpack(as_npy(gadgets(canary)[name])))
+    assert_refused(lambda: unpack(as_pickle(gadgets(canary)[name])))
 
 
 @pytest.mark.parametrize("form", ["npy", "pickle"])
@@ -229,14 +229,14 @@ def test_names_in_a_manifest_are_names_of_files(tmp_path, canary, name):
     shard = {"name": name, "size": 10240, "sha256": "0" * 64, "samples": 1}
     manifest = {"format": 1, "total": 1, "kind": "images", "made_by": {}, "shards": [shard]}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "sources": {}, "licences": {}}))
-    refused(lambda: ShardIndex.open(folder, cache=tmp_path / "cache"))
+    assert_refused(lambda: ShardIndex.open(folder, cache=tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
     "address", ["pipe:touch canary", "pipe:touch canary |", "http://127.0.0.1:9/x.tar", "file:///etc"]
 )
 def test_a_path_of_data_is_a_folder_never_a_command(tmp_path, canary, address):
-    refused(lambda: ShardIndex.open(address, cache=tmp_path / "cache"))
+    assert_refused(lambda: ShardIndex.open(address, cache=tmp_path / "cache"))
 
 
 # The source itself
