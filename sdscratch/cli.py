@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What the user can mend is one message on stderr (HYDRA_FULL_ERROR=1 adds the traceback). Our own bugs are raised.
     """
-    # Threads spin for a moment at barriers, then sleep. By default they spin 300 times longer, and so keep the others from
+    # Threads spin for a moment at barriers, then sleep. By default they spin 30 times longer, and so keep the others from
     # getting there: on a machine that does anything else a step may take ten times as long. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:

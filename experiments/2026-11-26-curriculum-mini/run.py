@@ -38,7 +38,7 @@ DIFFUSION = (
     "stage.preview_prompts=[a dog runs through the grass,two men stand on a street,a child in a red shirt,"
     "a mountain and a lake,a woman with sunglasses smiles,a blue circle on a white background,a boy jumps,a city at night]",
 )
-PHASES = {  # optimizer steps, peak rate: some hundred times the published ones, as the network is two hundred times smaller
+PHASES = {  # optimizer steps, peak rate: 15 to 200 times the published ones, as the network is two hundred times smaller
     "p1_laion_broad": (1000, 1.5e-3),
     "p2_laion_refined": (250, 4.0e-4),
     "p3_synthetic": (300, 4.0e-4),
