@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from sdscratch.data import tar
-from sdscratch.data.shards import SUFFIXES, UNFINISHED, Kind, Manifest, write_atomically
+from sdscratch.data.manifest import Kind, Manifest
+from sdscratch.data.shards import SUFFIXES, UNFINISHED
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.files import write_atomically
 from sdscratch.randomness import uniform
 
 _MEND = "Restore that shard, or delete the folder and write it again."

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from sdscratch import randomness
-from sdscratch.data.shards import Manifest, write_shards
+from sdscratch.data.manifest import Manifest
+from sdscratch.data.shards import write_shards
 from sdscratch.errors import DataError
 
 Split = Literal["train", "val", "unseen"]

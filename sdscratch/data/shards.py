@@ -13,143 +13,182 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, NamedTuple
 
 from sdscratch.data.captions import record_of
+from sdscratch.data.manifest import MANIFEST, Manifest, Shard
 from sdscratch.errors import DataError
-from sdscratch.files import remove_halves, write_atomically, write_json
+from sdscratch.files import read_json, remove_halves, write_atomically, write_json
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
+DROPPED = "dropped.jsonl"  # names what was left out, a line each; absent where nothing was
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "txt", "json", "latent.npy", "text.npy")
 
-Kind = Literal["images", "latents"]
 Members = dict[str, bytes]  # suffix -> content
+Sample = tuple[str, Members]  # with its key
 
 _KEY = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)  # no dot: a suffix starts at the first one
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One tar file: its name, its size in bytes, the sha256 of its bytes, its number of samples."""
+class Dropped(NamedTuple):
+    """A sample that was left out: its key, or what else it is known by; the kind of reason; what was found."""
 
-    name: str
-    size: int
-    sha256: str
-    samples: int
+    key: str
+    reason: str
+    detail: str = ""
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds, and what made it (`made_by`: plain JSON; latents name their VAE in it)."""
+def shard_name(number: int) -> str:
+    """00000.tar, 00001.tar, ..."""
+    return f"{number:05d}.tar"
 
-    kind: Kind
-    made_by: dict[str, Any]
-    shards: tuple[Shard, ...]
-    sources: dict[str, int]
-    licences: dict[str, int]
 
-    @property
-    def total(self) -> int:
-        """Samples in all shards."""
-        return sum(shard.samples for shard in self.shards)
+class ShardFolder:
+    """A folder of shards while it is written: shard by shard, in any sequence, by any number of processes.
 
-    @classmethod
-    def read(cls, folder: Path) -> Manifest | None:
-        """The manifest of a folder; None where there is none. Raises DataError when it cannot be understood."""
-        path = Path(folder) / MANIFEST
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            raise DataError(f"{path} is damaged ({error}). Delete the folder and write it again.") from error
-        try:
-            if fields["format"] != FORMAT:
-                raise DataError(f"{path} has format {fields['format']!r}, this version reads {FORMAT}. Write it again.")
-            shards = tuple(Shard(**shard) for shard in fields["shards"])
-            manifest = cls(fields["kind"], fields["made_by"], shards, fields["sources"], fields["licences"])
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a manifest of shards ({error!r}). Write the folder again.") from error
-        if (
-            manifest.kind not in ("images", "latents")
-            or manifest.total != fields["total"]
-            or any(Path(shard.name).name != shard.name for shard in shards)
-        ):
-            raise DataError(f"{path} contradicts itself: its kind, total or shard names are wrong. Write it again.")
+    What is whole stays: a job that was stopped is begun again by `claim`, and writes what the folder has not yet.
+    """
+
+    def __init__(self, path: Path | str, made_by: dict[str, Any]) -> None:
+        """made_by: what determines the content, as plain JSON."""
+        self.path = Path(path)
+        self.made_by = json.loads(json.dumps(made_by))  # as it is read again
+
+    def claim(self) -> Manifest | None:
+        """Mark the folder as ours to write; its manifest, where it is finished already.
+
+        Raises DataError for a folder that holds, finished or not, what something else has made, and for tars of
+        another origin: neither is ever touched.
+        """
+        made_by, marker, manifest = self.made_by, self.path / UNFINISHED, Manifest.read(self.path)
+        if manifest is not None and manifest.made_by == made_by and self._is_complete(manifest):
+            self._tidy()
+            return manifest
+        present = manifest.made_by if manifest is not None else None
+        if present is None and marker.exists():
+            present = json.loads(marker.read_text(encoding="utf-8"))
+        if present is None and any(self.path.glob("*.tar")):
+            raise DataError(
+                f"{self.path} already holds tar files without a manifest. Choose another folder to write to."
+            )
+        if present is not None and present != made_by:
+            differing = sorted(k for k in present.keys() | made_by.keys() if present.get(k) != made_by.get(k))
+            raise DataError(
+                f"{self.path} already holds shards made with other settings (they differ in {', '.join(differing)}). "
+                "Delete that folder, or write to another one."
+            )
+        write_json(marker, made_by)
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of a damaged folder, made by the same: written anew
+        remove_halves(self.path)
+        return None
+
+    def has(self, name: str) -> bool:
+        """Whether that shard was written already, by this job or by one that was stopped."""
+        shard = read_json(self._side_car(name)).get("shard", {})
+        return shard is None or self._holds(shard)
+
+    def write(self, name: str, samples: Iterable[Sample | Dropped]) -> None:
+        """Write one shard, and beside it what `finish` needs to know of it.
+
+        Sources and licences are counted from each sample's `json` member. A shard of which everything was dropped
+        makes no tar. Raises DataError for keys and suffixes that a reader would refuse, and for a key that comes twice.
+        """
+        dropped = list[Dropped]()
+        kept = list(_kept(samples, dropped))
+        shard = _write_tar(self.path / name, kept) if kept else None
+        records = [record_of(members) for _, members in kept]
+        side_car = {
+            "shard": asdict(shard) if shard else None,
+            "kinds": sorted({"latents" if "latent.npy" in members else "images" for _, members in kept}),
+            "sources": Counter(str(record.get("source", "unknown")) for record in records),
+            "licences": Counter(str(record.get("licence", "unknown")) for record in records),
+            "dropped": dropped,
+        }
+        write_json(self._side_car(name), side_car)
+
+    def finish(self, names: Sequence[str]) -> Manifest:
+        """Write the manifest of exactly these shards, all of which must have been written, and dropped.jsonl.
+
+        Raises DataError when they hold no samples at all, or both images and latents.
+        """
+        parts = [read_json(self._side_car(name)) for name in names]
+        kinds = sorted({kind for part in parts for kind in part["kinds"]})
+        dropped = [Dropped(*fields) for part in parts for fields in part["dropped"]]
+        reasons = Counter(sample.reason for sample in dropped)
+        if len(kinds) != 1:
+            why = f" All were dropped: {dict(reasons)}." if dropped else ""
+            raise DataError(
+                f"nothing to write to {self.path}: expected images or latents, found {kinds or 'none'}.{why}"
+            )
+        shards = tuple(Shard(**part["shard"]) for part in parts if part["shard"])
+        sources, licences = (
+            sum((Counter(part[field]) for part in parts), Counter()) for field in ("sources", "licences")
+        )
+
+        for stale in set(self.path.glob("*.tar")) - {self.path / shard.name for shard in shards}:
+            stale.unlink()  # of an earlier, unfinished attempt: `claim` made sure that they are ours
+        (self.path / DROPPED).unlink(missing_ok=True)
+        if lines := "".join(json.dumps(sample._asdict()) + "\n" for sample in dropped):
+            write_atomically(self.path / DROPPED, lambda file: file.write(lines.encode()))
+        manifest = Manifest(kinds[0], self.made_by, shards, dict(sources), dict(licences), dict(reasons))
+        manifest.write(self.path)
+        self._tidy()
         return manifest
 
-    def write(self, folder: Path) -> None:
-        fields = {"format": FORMAT, "total": self.total, **asdict(self)}
-        write_json(Path(folder) / MANIFEST, fields)
+    def _tidy(self) -> None:
+        """Remove what only an unfinished folder needs. Another process may have written, and removed, the same."""
+        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED):
+            leftover.unlink(missing_ok=True)
+
+    def _side_car(self, name: str) -> Path:
+        return self.path / f"{name}.json"
+
+    def _holds(self, shard: dict[str, Any]) -> bool:
+        path = self.path / str(shard.get("name"))
+        return path.is_file() and path.stat().st_size == shard.get("size")
+
+    def _is_complete(self, manifest: Manifest) -> bool:
+        return all(self._holds(asdict(shard)) for shard in manifest.shards)
 
 
 def write_shards(
-    folder: Path | str, samples: Iterable[tuple[str, Members]], made_by: dict[str, Any], shard_size: int = 1000
+    folder: Path | str, samples: Iterable[Sample | Dropped], made_by: dict[str, Any], shard_size: int = 1000
 ) -> Manifest:
-    """Write samples as 00000.tar, 00001.tar, ... with `shard_size` samples each, and the manifest.
+    """Write samples one after the other as 00000.tar, 00001.tar, ... with `shard_size` samples each, and the manifest.
 
-    samples: (key, {suffix: bytes}), read one shard at a time; suffixes are those of SUFFIXES. Sources and licences are
-        counted from each sample's `json` member.
-    made_by: what determines the content, as plain JSON. A finished folder made by the same is returned as it is and
-        `samples` is not read; one made by something else is never touched, and neither are tars of another origin.
-    Raises DataError for such folders, for keys and suffixes that a reader would refuse, and when there are no samples.
+    samples: read one shard at a time, and not at all where `folder` holds them already; see ShardFolder, also for what
+        is raised.
     """
-    folder, made_by = Path(folder), json.loads(json.dumps(made_by))
-    manifest = Manifest.read(folder)
-    if manifest is not None and manifest.made_by == made_by and _complete(folder, manifest):
+    target, names, remaining = ShardFolder(folder, made_by), list[str](), iter(samples)
+    if (manifest := target.claim()) is not None:
         return manifest
-    _claim(folder, manifest.made_by if manifest is not None else None, made_by)
-    remove_halves(folder)
-
-    shards, kinds = list[Shard](), set[Kind]()
-    sources, licences = Counter[str](), Counter[str]()
-    remaining = iter(samples)
-    while chunk := list(islice(remaining, shard_size)):
-        shards.append(_write_shard(folder / f"{len(shards):05d}.tar", chunk))
-        for _, members in chunk:
-            record = record_of(members)
-            sources[str(record.get("source", "unknown"))] += 1
-            licences[str(record.get("licence", "unknown"))] += 1
-            kinds.add("latents" if "latent.npy" in members else "images")
-    if len(kinds) != 1:
-        raise DataError(f"nothing to write to {folder}: expected images or latents, found {sorted(kinds) or 'none'}.")
-    for stale in set(folder.glob("*.tar")) - {folder / shard.name for shard in shards}:
-        stale.unlink()  # of an earlier, unfinished attempt: `_claim` made sure that they are ours
-    manifest = Manifest(kinds.pop(), made_by, tuple(shards), dict(sources), dict(licences))
-    manifest.write(folder)
-    (folder / UNFINISHED).unlink(missing_ok=True)  # another process may have written the same
-    return manifest
+    while chunk := _next(remaining, shard_size):
+        names.append(shard_name(len(names)))
+        target.write(names[-1], chunk)
+    return target.finish(names)
 
 
-def _complete(folder: Path, manifest: Manifest) -> bool:
-    return all((p := folder / s.name).is_file() and p.stat().st_size == s.size for s in manifest.shards)
+def _next(samples: Iterator[Sample | Dropped], kept: int) -> list[Sample | Dropped]:
+    """What comes until so many samples are kept."""
+    found = list[Sample | Dropped]()
+    while kept and (sample := next(samples, None)) is not None:
+        found.append(sample)
+        kept -= not isinstance(sample, Dropped)
+    return found
 
 
-def _claim(folder: Path, finished: dict[str, Any] | None, made_by: dict[str, Any]) -> None:
-    """Mark the folder as ours to write, or raise: it holds, finished or not, what something else made."""
-    marker = folder / UNFINISHED
-    present = finished
-    if present is None and marker.exists():
-        present = json.loads(marker.read_text(encoding="utf-8"))
-    if present is None and any(folder.glob("*.tar")):
-        raise DataError(f"{folder} already holds tar files without a manifest. Choose another folder to write to.")
-    if present is not None and present != made_by:
-        differing = sorted(k for k in present.keys() | made_by.keys() if present.get(k) != made_by.get(k))
-        raise DataError(
-            f"{folder} already holds shards made with other settings (they differ in {', '.join(differing)}). "
-            "Delete that folder, or write to another one."
-        )
-    write_json(marker, made_by)
-    (folder / MANIFEST).unlink(missing_ok=True)  # damaged, and made by the same: written anew
+def _kept(samples: Iterable[Sample | Dropped], dropped: list[Dropped]) -> Iterator[Sample]:
+    for sample in samples:
+        if isinstance(sample, Dropped):
+            dropped.append(sample)
+        else:
+            yield sample
 
 
-def _write_shard(path: Path, samples: list[tuple[str, Members]]) -> Shard:
+def _write_tar(path: Path, samples: list[Sample]) -> Shard:
     keys = [key for key, _ in samples]
     if len(set(keys)) != len(keys):
         raise DataError(f"{path.name} would hold the key {Counter(keys).most_common(1)[0][0]!r} twice.")

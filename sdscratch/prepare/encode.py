@@ -14,7 +14,8 @@ from torch import Tensor
 from sdscratch.data.images import check_resolution, image_member, preprocess
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.latents import pack
-from sdscratch.data.shards import Manifest, Members, write_shards
+from sdscratch.data.manifest import Manifest
+from sdscratch.data.shards import Members, write_shards
 from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.files import write_atomically
 from sdscratch.models.encoders import downsampling_factor, fingerprint

@@ -14,7 +14,8 @@ import torch
 
 from sdscratch.cli import main
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.shards import MANIFEST, UNFINISHED, write_shards
+from sdscratch.data.manifest import MANIFEST
+from sdscratch.data.shards import UNFINISHED, write_shards
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models import new_vae
 

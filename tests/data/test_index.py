@@ -14,7 +14,8 @@ import pytest
 from tiny_shards import encode, image_samples, picture
 
 from sdscratch.data.index import OpenFiles, ShardIndex
-from sdscratch.data.shards import MANIFEST, write_shards
+from sdscratch.data.manifest import MANIFEST
+from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
 
 Entry = tuple[str, bytes] | tarfile.TarInfo

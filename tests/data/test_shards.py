@@ -9,7 +9,8 @@ import pytest
 import webdataset
 from tiny_shards import image_samples, latent_samples
 
-from sdscratch.data.shards import MANIFEST, UNFINISHED, Manifest, write_shards
+from sdscratch.data.manifest import MANIFEST, Manifest
+from sdscratch.data.shards import DROPPED, UNFINISHED, Dropped, ShardFolder, shard_name, write_shards
 from sdscratch.errors import CannotWriteError, DataError
 
 MADE_BY = {"what": "noise"}
@@ -82,11 +83,56 @@ def test_an_interrupted_job_leaves_no_manifest_and_is_finished_by_the_next(tmp_p
     folder = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, interrupted(), MADE_BY, shard_size=5)
-    assert sorted(contents(folder)) == ["00000.tar", "00001.tar", "00002.tar", UNFINISHED]
+    shards = [shard_name(n) for n in range(3)]
+    assert sorted(contents(folder)) == sorted([*shards, *(f"{name}.json" for name in shards), UNFINISHED])
     with pytest.raises(DataError, match="other settings"):
         write_shards(folder, image_samples(3), {"what": "other"})
     write_shards(folder, image_samples(23), MADE_BY, shard_size=7)
     assert contents(folder) == contents(image_shards)
+
+
+def test_shards_may_be_written_in_any_sequence_and_those_that_are_there_are_kept(tmp_path, image_shards):
+    samples, names = list(image_samples(23)), [shard_name(n) for n in range(4)]
+    parts = dict(zip(names, (samples[n : n + 7] for n in range(0, 23, 7)), strict=True))
+    first = ShardFolder(tmp_path / "cut", MADE_BY)
+    assert first.claim() is None
+    for name in names[2:]:
+        first.write(name, parts[name])
+    before = {path: path.stat().st_mtime_ns for path in first.path.glob("*.tar")}
+
+    second = ShardFolder(tmp_path / "cut", MADE_BY)
+    assert second.claim() is None
+    assert [second.has(name) for name in names] == [False, False, True, True]
+    (second.path / names[3]).write_bytes(b"cut")
+    assert not second.has(names[3])
+    for name in names:
+        if not second.has(name):
+            second.write(name, parts[name])
+    assert second.finish(names) == Manifest.read(image_shards) == second.claim()
+    assert contents(second.path) == contents(image_shards)
+    assert (second.path / names[2]).stat().st_mtime_ns == before[second.path / names[2]]
+
+
+def test_what_is_dropped_is_counted_and_named(tmp_path):
+    bad = [Dropped(f"bad{n}", "not decodable", "the image is cut off") for n in range(3)]
+    samples = list(image_samples(5))
+    manifest = write_shards(tmp_path, [bad[0], *samples[:4], bad[1], samples[4], bad[2]], MADE_BY, shard_size=2)
+    assert [shard.samples for shard in manifest.shards] == [2, 2, 1] and manifest.total == 5
+    assert manifest.dropped == {"not decodable": 3} and manifest == Manifest.read(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / DROPPED).read_text().splitlines()]
+    assert lines == [sample._asdict() for sample in bad]
+
+
+def test_a_shard_of_which_everything_is_dropped_makes_no_tar(tmp_path):
+    folder = ShardFolder(tmp_path, MADE_BY)
+    folder.claim()
+    folder.write("00000.tar", [Dropped("a", "too small")])
+    folder.write("00001.tar", image_samples(2))
+    assert folder.has("00000.tar") and not (tmp_path / "00000.tar").exists()
+    manifest = folder.finish(["00000.tar", "00001.tar"])
+    assert [shard.name for shard in manifest.shards] == ["00001.tar"] and manifest.dropped == {"too small": 1}
+    with pytest.raises(DataError, match=r"nothing to write.*All were dropped: {'too small': 1}"):
+        write_shards(tmp_path / "none", [Dropped("a", "too small")], MADE_BY)
 
 
 def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_one(tmp_path):

@@ -15,7 +15,8 @@ from PIL import Image
 from sdscratch.data.images import preprocess
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.latents import unpack
-from sdscratch.data.shards import MANIFEST, Members, write_shards
+from sdscratch.data.manifest import MANIFEST
+from sdscratch.data.shards import Members, write_shards
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.models import new_vae
 from sdscratch.models.encoders import fingerprint

@@ -1,0 +1,77 @@
+"""The manifest of a folder of shards: what it must hold, and what made it. A folder with one is a finished one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sdscratch.errors import DataError
+from sdscratch.files import write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+Kind = Literal["images", "latents"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name, its size in bytes, the sha256 of its bytes, its number of samples."""
+
+    name: str
+    size: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds, what made it, and what was left out.
+
+    made_by: plain JSON; latents name their VAE in it. sources, licences: samples of each. dropped: by reason, the
+    samples that the shards would hold too, had nothing been wrong with them.
+    """
+
+    kind: Kind
+    made_by: dict[str, Any]
+    shards: tuple[Shard, ...]
+    sources: dict[str, int]
+    licences: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """The manifest of a folder; None where there is none. Raises DataError when it cannot be understood."""
+        path = Path(folder) / MANIFEST
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise DataError(f"{path} is damaged ({error}). Delete the folder and write it again.") from error
+        try:
+            if fields["format"] != FORMAT:
+                raise DataError(f"{path} has format {fields['format']!r}, this version reads {FORMAT}. Write it again.")
+            shards = tuple(Shard(**shard) for shard in fields["shards"])
+            counts = (fields["sources"], fields["licences"], fields.get("dropped", {}))
+            manifest = cls(fields["kind"], fields["made_by"], shards, *counts)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a manifest of shards ({error!r}). Write the folder again.") from error
+        if (
+            manifest.kind not in ("images", "latents")
+            or manifest.total != fields["total"]
+            or any(Path(shard.name).name != shard.name for shard in shards)
+        ):
+            raise DataError(f"{path} contradicts itself: its kind, total or shard names are wrong. Write it again.")
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        fields = {"format": FORMAT, "total": self.total, **asdict(self)}
+        write_json(Path(folder) / MANIFEST, fields)
