@@ -121,6 +121,25 @@ VERBS = {
         "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
         ("sdscratch data shapes out=data/shapes",),
     ),
+    "data pack": Verb(
+        "data_pack",
+        "data/pack",
+        "Pack a collection into image shards: a folder of pictures, DiffusionDB, JourneyDB, VGGFace2, COCO, or tars in place.",
+        (
+            "sdscratch data pack kind=folder path=photos out=data/images/photos",
+            "sdscratch data pack kind=coco path=raw/coco out=data/images/bodies min_height=0.55 workers=8",
+            "sdscratch data pack kind=webdataset path=data/images/laion",
+        ),
+    ),
+    "data select": Verb(
+        "data_select",
+        "data/select",
+        "Choose samples of a folder of shards by a condition in SQL on their records; copies nothing.",
+        (
+            'sdscratch data select path=data/latents/laion_broad out=data/latents/laion_refined where="aesthetic >= 7.5"',
+            'sdscratch data select path=data/images/x out=data/images/y where="list_contains(captions, \'a dog\')"',
+        ),
+    ),
     "data encode": Verb(
         "data_encode",
         "data/encode",
@@ -138,7 +157,7 @@ VERBS = {
     ),
 }
 
-FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch")
+FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch", "where")
 """Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
 CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from sdscratch.data import tar
 from sdscratch.data.manifest import Kind, Manifest
+from sdscratch.data.selection import Selection
 from sdscratch.data.shards import SUFFIXES, UNFINISHED
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.files import write_atomically
@@ -87,10 +88,16 @@ class ShardIndex:
     def open(cls, folder: Path | str, cache: Path | str | None = None) -> ShardIndex:
         """Compare the folder with its manifest, then load its byte offsets, or read them from the tar headers.
 
+        A folder that holds a selection opens as that part of the shards that it names.
         cache: where offsets are kept for a read-only folder; default $SDSCRATCH_CACHE, else ~/.cache/sdscratch.
-        Raises DataError naming the shard that is missing, extra, short, damaged or of another count than the manifest.
+        Raises DataError naming the shard that is missing, extra, short, damaged or of another count than the manifest,
+        or the selection whose shards are no longer those that it was made from.
         """
         folder = Path(folder)
+        if (selection := Selection.read(folder)) is not None:
+            whole = cls.open(selection.source_of(folder), cache)
+            selection.require(folder, whole.fingerprint, len(whole))
+            return whole.part(selection.rows, f"{whole.fingerprint} {selection.fingerprint}")
         manifest = Manifest.read(folder)
         shards = sorted(path.name for path in folder.glob("*.tar"))
         sizes = [(folder / name).stat().st_size for name in shards]
@@ -127,16 +134,23 @@ class ShardIndex:
         """The key of sample n: its members' common name."""
         return self._entry(n)["key"].decode()
 
+    def shard(self, n: int) -> str:
+        """The file name of the shard that sample n lies in."""
+        return self.shards[self._entry(n)["shard"]]
+
     def where(self, n: int) -> str:
         """Shard and key of sample n, for messages."""
-        return f"{self.folder / self.shards[self._entry(n)['shard']]}: {self.key(n)}"
+        return f"{self.folder / self.shard(n)}: {self.key(n)}"
 
-    def read(self, n: int) -> dict[str, bytes]:
-        """The members of sample n by suffix. Raises DataError when the shard has become shorter, or cannot be read."""
+    def read(self, n: int, only: Container[str] | None = None) -> dict[str, bytes]:
+        """The members of sample n by suffix. Raises DataError when the shard has become shorter, or cannot be read.
+
+        only: suffixes to read, where not all are of use.
+        """
         _, shard, *places = self._entry(n).item()
         path, members = f"{self.folder}/{self.shards[shard]}", {}
         for suffix, offset, size in zip(self.suffixes, places[::2], places[1::2], strict=True):
-            if not offset:
+            if not offset or (only is not None and suffix not in only):
                 continue
             try:
                 members[suffix] = self.files.read(path, offset, size)
@@ -145,6 +159,10 @@ class ShardIndex:
             if len(members[suffix]) != size:
                 raise DataError(f"{path} ends at byte {offset + len(members[suffix])}, before {offset + size}. {_MEND}")
         return members
+
+    def part(self, rows: np.ndarray, name: str) -> ShardIndex:
+        """These of the folder's entries alone. rows: rising int64. name: what no other part of the same content has."""
+        return replace(self, rows=rows, fingerprint=_hash([name]))
 
     def split(self, holdout: float, seed: int = 0) -> tuple[ShardIndex, ShardIndex]:
         """(train, val): every sample belongs to val with probability `holdout`, decided by its key alone.
@@ -160,10 +178,7 @@ class ShardIndex:
             )
         rows = np.arange(len(self)) if self.rows is None else self.rows
         name = f"{self.fingerprint} {holdout} {seed}"
-        return (
-            replace(self, rows=rows[~held_out], fingerprint=_hash([name, "train"])),
-            replace(self, rows=rows[held_out], fingerprint=_hash([name, "val"])),
-        )
+        return self.part(rows[~held_out], f"{name}\ntrain"), self.part(rows[held_out], f"{name}\nval")
 
     def require_vae(self, fingerprint: str) -> None:
         """Raise DataError unless these are images, or latents made by the VAE of this fingerprint."""
