@@ -137,7 +137,7 @@ VERBS = {
         "Choose samples of a folder of shards by a condition in SQL on their records; copies nothing.",
         (
             'sdscratch data select path=data/latents/laion_broad out=data/latents/laion_refined where="aesthetic >= 7.5"',
-            'sdscratch data select path=data/images/x out=data/images/y where="list_contains(captions, \'a dog\')"',
+            "sdscratch data select path=data/images/x out=data/images/y where=\"list_contains(captions, 'a dog')\"",
         ),
     ),
     "data encode": Verb(
@@ -145,6 +145,15 @@ VERBS = {
         "data/encode",
         "Encode image shards into latent shards with a trained VAE.",
         ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/vae resolution=32",),
+    ),
+    "data verify": Verb(
+        "data_verify",
+        "data/verify",
+        "Compare a folder of shards with its manifest: bytes, counts, pictures, latents; exit code 2 if it is damaged.",
+        (
+            "sdscratch data verify path=data/shapes/train",
+            "sdscratch data verify path=data/laion decode=false workers=8",
+        ),
     ),
     "sample": Verb(
         "sample",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from sdscratch.data.shards import SUFFIXES, UNFINISHED
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.files import write_atomically
 from sdscratch.randomness import uniform
+
+Places = dict[str, tuple[int, int]]  # suffix -> offset and size in bytes of that member
 
 _MEND = "Restore that shard, or delete the folder and write it again."
 
@@ -245,27 +247,37 @@ def _scan(folder: Path, shards: list[str]) -> np.ndarray:
     return entries
 
 
-def _scan_shard(path: Path, number: int) -> np.ndarray:
-    """A sample is a run of members of one key, as in WebDataset; a suffix starts at the first dot of the file name."""
-    keys, places = list[str](), list[dict[str, tuple[int, int]]]()
+def samples_of(path: Path) -> Iterator[tuple[str, Places]]:
+    """The samples of a shard: their keys, and where their members lie. Reads headers only.
+
+    A sample is a run of members of one key, as in WebDataset; a suffix starts at the first dot of the file name.
+    Raises DataError for a damaged tar, and for a member that comes twice.
+    """
+    key, places = "", Places()
     for member in tar.members(path):
         folder, _, file = member.name.rpartition("/")
         stem, _, suffix = file.partition(".")
         suffix = suffix.lower()
         if not stem or suffix not in SUFFIXES:
             continue
-        key = f"{folder}/{stem}" if folder else stem
-        if not keys or keys[-1] != key:
-            keys.append(key)
-            places.append({})
-        if suffix in places[-1]:
+        found = f"{folder}/{stem}" if folder else stem
+        if found != key:
+            if places:
+                yield key, places
+            key, places = found, {}
+        if suffix in places:
             raise DataError(f"{path} holds {member.name!r} twice. Write the shard again without one of them.")
-        places[-1][suffix] = (member.offset, member.size)
+        places[suffix] = (member.offset, member.size)
+    if places:
+        yield key, places
 
-    entries = np.zeros(len(keys), _dtype(max(map(len, keys), default=1), SUFFIXES))
-    entries["key"], entries["shard"] = keys, number
+
+def _scan_shard(path: Path, number: int) -> np.ndarray:
+    samples = list(samples_of(path))
+    entries = np.zeros(len(samples), _dtype(max((len(key) for key, _ in samples), default=1), SUFFIXES))
+    entries["key"], entries["shard"] = [key for key, _ in samples], number
     for suffix in SUFFIXES:
-        found = np.array([place.get(suffix, (0, 0)) for place in places], np.int64).reshape(-1, 2)
+        found = np.array([places.get(suffix, (0, 0)) for _, places in samples], np.int64).reshape(-1, 2)
         entries[f"{suffix} offset"], entries[f"{suffix} size"] = found.T
     return entries
 
