@@ -146,6 +146,15 @@ VERBS = {
         "Encode image shards into latent shards with a trained VAE.",
         ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/vae resolution=32",),
     ),
+    "data dedup": Verb(
+        "data_dedup",
+        "data/dedup",
+        "Find pictures that are nearly the same, within a folder and in others, and select those that are not.",
+        (
+            "sdscratch data dedup path=data/shapes/train against=[data/shapes/val]",
+            "sdscratch data dedup path=data/laion out=data/laion_unique distance=4 workers=8",
+        ),
+    ),
     "data verify": Verb(
         "data_verify",
         "data/verify",

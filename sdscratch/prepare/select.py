@@ -41,26 +41,51 @@ def select(
     Raises ConfigError for a condition that cannot be understood, DataError where no sample fits it, or `out` holds
     something else.
     """
-    index = ShardIndex.open(path, cache)
-    whole = ShardIndex.open(index.folder, cache)
-    source = os.path.relpath(index.folder.resolve(), out.resolve())
-    origin = (source, whole.fingerprint, where if index.rows is None else f"({_condition_of(path)}) AND ({where})")
-    if (present := Selection.read(out)) is not None:
-        if (present.source, present.source_fingerprint, present.where) == origin:
-            return present
-        raise DataError(
-            f"{out} holds another selection (where {present.where}). Delete it, or write to another folder."
-        )
-    if out.exists() and (not out.is_dir() or any(out.glob("*.tar")) or any(out.glob("*.json"))):
-        raise DataError(f"{out} holds something else. Write the selection to a folder of its own.")
-
-    numbers = _fitting(index, where, progress)
+    target = _Target(path, out, where, cache)
+    if (present := target.present()) is not None:
+        return present
+    numbers = _fitting(target.index, where, progress)
     if not len(numbers):
-        raise DataError(f"none of the {len(index)} samples in {path} fits where={where!r}. Nothing was written.")
-    rows = numbers if index.rows is None else index.rows[numbers]
-    selection = Selection(*origin, len(whole), rows.astype(np.int64))
-    selection.write(out)
-    return selection
+        raise DataError(f"none of the {len(target.index)} samples in {path} fits where={where!r}. Nothing was written.")
+    return target.write(numbers)
+
+
+def keep(path: Path, out: Path, where: str, numbers: np.ndarray, cache: Path | None = None) -> Selection:
+    """Write to `out` that it holds the samples `numbers` of `path`; where: why those, in words. As `select` otherwise."""
+    target = _Target(path, out, where, cache)
+    return target.present() or target.write(numbers)
+
+
+class _Target:
+    """A folder that is to hold a selection of `path`, which may be one itself."""
+
+    def __init__(self, path: Path, out: Path, where: str, cache: Path | None) -> None:
+        self.out, self.index = out, ShardIndex.open(path, cache)
+        whole = ShardIndex.open(self.index.folder, cache)
+        self.total = len(whole)
+        source = os.path.relpath(self.index.folder.resolve(), out.resolve())
+        where = where if self.index.rows is None else f"({_condition_of(path)}) AND ({where})"
+        self.origin = (source, whole.fingerprint, where)
+
+    def present(self) -> Selection | None:
+        """This very selection, where it is there already. Raises DataError where anything else is."""
+        out, present = self.out, Selection.read(self.out)
+        if present is not None:
+            if (present.source, present.source_fingerprint, present.where) == self.origin:
+                return present
+            raise DataError(
+                f"{out} holds another selection (where {present.where}). Delete it, or write to another folder."
+            )
+        if out.exists() and (not out.is_dir() or any(out.glob("*.tar")) or any(out.glob("*.json"))):
+            raise DataError(f"{out} holds something else. Write the selection to a folder of its own.")
+        return None
+
+    def write(self, numbers: np.ndarray) -> Selection:
+        """numbers: of samples of the index, rising."""
+        rows = numbers if self.index.rows is None else self.index.rows[numbers]
+        selection = Selection(*self.origin, self.total, rows.astype(np.int64))
+        selection.write(self.out)
+        return selection
 
 
 def _condition_of(path: Path) -> str:
