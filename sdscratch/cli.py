@@ -146,6 +146,15 @@ VERBS = {
         "Encode image shards into latent shards with a trained VAE.",
         ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/vae resolution=32",),
     ),
+    "data stats": Verb(
+        "data_stats",
+        "data/stats",
+        "Write a page about a folder of shards: sizes, captions, words, latents, and a contact sheet.",
+        (
+            "sdscratch data stats path=data/shapes/train",
+            "sdscratch data stats path=runs/quickstart/latents/train model=runs/quickstart out=stats",
+        ),
+    ),
     "data dedup": Verb(
         "data_dedup",
         "data/dedup",
