@@ -121,11 +121,57 @@ VERBS = {
         "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
         ("sdscratch data shapes out=data/shapes",),
     ),
+    "data pack": Verb(
+        "data_pack",
+        "data/pack",
+        "Pack a collection into image shards: a folder of pictures, DiffusionDB, JourneyDB, VGGFace2, COCO, or tars in place.",
+        (
+            "sdscratch data pack kind=folder path=photos out=data/images/photos",
+            "sdscratch data pack kind=coco path=raw/coco out=data/images/bodies min_height=0.55 workers=8",
+            "sdscratch data pack kind=webdataset path=data/images/laion",
+        ),
+    ),
+    "data select": Verb(
+        "data_select",
+        "data/select",
+        "Choose samples of a folder of shards by a condition in SQL on their records; copies nothing.",
+        (
+            'sdscratch data select path=data/latents/laion_broad out=data/latents/laion_refined where="aesthetic >= 7.5"',
+            "sdscratch data select path=data/images/x out=data/images/y where=\"list_contains(captions, 'a dog')\"",
+        ),
+    ),
     "data encode": Verb(
         "data_encode",
         "data/encode",
         "Encode image shards into latent shards with a trained VAE.",
         ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/vae resolution=32",),
+    ),
+    "data stats": Verb(
+        "data_stats",
+        "data/stats",
+        "Write a page about a folder of shards: sizes, captions, words, latents, and a contact sheet.",
+        (
+            "sdscratch data stats path=data/shapes/train",
+            "sdscratch data stats path=runs/quickstart/latents/train model=runs/quickstart out=stats",
+        ),
+    ),
+    "data dedup": Verb(
+        "data_dedup",
+        "data/dedup",
+        "Find pictures that are nearly the same, within a folder and in others, and select those that are not.",
+        (
+            "sdscratch data dedup path=data/shapes/train against=[data/shapes/val]",
+            "sdscratch data dedup path=data/laion out=data/laion_unique distance=4 workers=8",
+        ),
+    ),
+    "data verify": Verb(
+        "data_verify",
+        "data/verify",
+        "Compare a folder of shards with its manifest: bytes, counts, pictures, latents; exit code 2 if it is damaged.",
+        (
+            "sdscratch data verify path=data/shapes/train",
+            "sdscratch data verify path=data/laion decode=false workers=8",
+        ),
     ),
     "sample": Verb(
         "sample",
@@ -138,7 +184,7 @@ VERBS = {
     ),
 }
 
-FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch")
+FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch", "where")
 """Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
 CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")

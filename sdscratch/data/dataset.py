@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch.utils.data import Dataset
 
 from sdscratch.data import latents
@@ -97,7 +98,7 @@ class ShardDataset(Dataset[Sample]):
             moments = latents.unpack(members["latent.npy"])
             flip = int(self._draw("flip", position) * len(moments)) if self.flip else 0
             vae_noise = noise(self.seed, "vae", position, moments.shape[2:])
-            sample["latents"] = latents.draw(moments, flip, vae_noise) * self.scaling_factor
+            sample["latents"] = torch.from_numpy(latents.draw(moments, flip, vae_noise.numpy())) * self.scaling_factor
         else:
             crop = (self._draw("crop_x", position), self._draw("crop_y", position)) if self.random_crop else (0.5, 0.5)
             mirror = self.flip and self._draw("flip", position) < 0.5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,13 @@ import numpy as np
 
 from sdscratch.data import tar
 from sdscratch.data.manifest import Kind, Manifest
+from sdscratch.data.selection import Selection
 from sdscratch.data.shards import SUFFIXES, UNFINISHED
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.files import write_atomically
 from sdscratch.randomness import uniform
+
+Places = dict[str, tuple[int, int]]  # suffix -> offset and size in bytes of that member
 
 _MEND = "Restore that shard, or delete the folder and write it again."
 
@@ -87,10 +90,16 @@ class ShardIndex:
     def open(cls, folder: Path | str, cache: Path | str | None = None) -> ShardIndex:
         """Compare the folder with its manifest, then load its byte offsets, or read them from the tar headers.
 
+        A folder that holds a selection opens as that part of the shards that it names.
         cache: where offsets are kept for a read-only folder; default $SDSCRATCH_CACHE, else ~/.cache/sdscratch.
-        Raises DataError naming the shard that is missing, extra, short, damaged or of another count than the manifest.
+        Raises DataError naming the shard that is missing, extra, short, damaged or of another count than the manifest,
+        or the selection whose shards are no longer those that it was made from.
         """
         folder = Path(folder)
+        if (selection := Selection.read(folder)) is not None:
+            whole = cls.open(selection.source_of(folder), cache)
+            selection.require(folder, whole.fingerprint, len(whole))
+            return whole.part(selection.rows, f"{whole.fingerprint} {selection.fingerprint}")
         manifest = Manifest.read(folder)
         shards = sorted(path.name for path in folder.glob("*.tar"))
         sizes = [(folder / name).stat().st_size for name in shards]
@@ -127,16 +136,23 @@ class ShardIndex:
         """The key of sample n: its members' common name."""
         return self._entry(n)["key"].decode()
 
+    def shard(self, n: int) -> str:
+        """The file name of the shard that sample n lies in."""
+        return self.shards[self._entry(n)["shard"]]
+
     def where(self, n: int) -> str:
         """Shard and key of sample n, for messages."""
-        return f"{self.folder / self.shards[self._entry(n)['shard']]}: {self.key(n)}"
+        return f"{self.folder / self.shard(n)}: {self.key(n)}"
 
-    def read(self, n: int) -> dict[str, bytes]:
-        """The members of sample n by suffix. Raises DataError when the shard has become shorter, or cannot be read."""
+    def read(self, n: int, only: Container[str] | None = None) -> dict[str, bytes]:
+        """The members of sample n by suffix. Raises DataError when the shard has become shorter, or cannot be read.
+
+        only: suffixes to read, where not all are of use.
+        """
         _, shard, *places = self._entry(n).item()
         path, members = f"{self.folder}/{self.shards[shard]}", {}
         for suffix, offset, size in zip(self.suffixes, places[::2], places[1::2], strict=True):
-            if not offset:
+            if not offset or (only is not None and suffix not in only):
                 continue
             try:
                 members[suffix] = self.files.read(path, offset, size)
@@ -145,6 +161,10 @@ class ShardIndex:
             if len(members[suffix]) != size:
                 raise DataError(f"{path} ends at byte {offset + len(members[suffix])}, before {offset + size}. {_MEND}")
         return members
+
+    def part(self, rows: np.ndarray, name: str) -> ShardIndex:
+        """These of the folder's entries alone. rows: rising int64. name: what no other part of the same content has."""
+        return replace(self, rows=rows, fingerprint=_hash([name]))
 
     def split(self, holdout: float, seed: int = 0) -> tuple[ShardIndex, ShardIndex]:
         """(train, val): every sample belongs to val with probability `holdout`, decided by its key alone.
@@ -160,10 +180,7 @@ class ShardIndex:
             )
         rows = np.arange(len(self)) if self.rows is None else self.rows
         name = f"{self.fingerprint} {holdout} {seed}"
-        return (
-            replace(self, rows=rows[~held_out], fingerprint=_hash([name, "train"])),
-            replace(self, rows=rows[held_out], fingerprint=_hash([name, "val"])),
-        )
+        return self.part(rows[~held_out], f"{name}\ntrain"), self.part(rows[held_out], f"{name}\nval")
 
     def require_vae(self, fingerprint: str) -> None:
         """Raise DataError unless these are images, or latents made by the VAE of this fingerprint."""
@@ -230,27 +247,37 @@ def _scan(folder: Path, shards: list[str]) -> np.ndarray:
     return entries
 
 
-def _scan_shard(path: Path, number: int) -> np.ndarray:
-    """A sample is a run of members of one key, as in WebDataset; a suffix starts at the first dot of the file name."""
-    keys, places = list[str](), list[dict[str, tuple[int, int]]]()
+def samples_of(path: Path) -> Iterator[tuple[str, Places]]:
+    """The samples of a shard: their keys, and where their members lie. Reads headers only.
+
+    A sample is a run of members of one key, as in WebDataset; a suffix starts at the first dot of the file name.
+    Raises DataError for a damaged tar, and for a member that comes twice.
+    """
+    key, places = "", Places()
     for member in tar.members(path):
         folder, _, file = member.name.rpartition("/")
         stem, _, suffix = file.partition(".")
         suffix = suffix.lower()
         if not stem or suffix not in SUFFIXES:
             continue
-        key = f"{folder}/{stem}" if folder else stem
-        if not keys or keys[-1] != key:
-            keys.append(key)
-            places.append({})
-        if suffix in places[-1]:
+        found = f"{folder}/{stem}" if folder else stem
+        if found != key:
+            if places:
+                yield key, places
+            key, places = found, {}
+        if suffix in places:
             raise DataError(f"{path} holds {member.name!r} twice. Write the shard again without one of them.")
-        places[-1][suffix] = (member.offset, member.size)
+        places[suffix] = (member.offset, member.size)
+    if places:
+        yield key, places
 
-    entries = np.zeros(len(keys), _dtype(max(map(len, keys), default=1), SUFFIXES))
-    entries["key"], entries["shard"] = keys, number
+
+def _scan_shard(path: Path, number: int) -> np.ndarray:
+    samples = list(samples_of(path))
+    entries = np.zeros(len(samples), _dtype(max((len(key) for key, _ in samples), default=1), SUFFIXES))
+    entries["key"], entries["shard"] = [key for key, _ in samples], number
     for suffix in SUFFIXES:
-        found = np.array([place.get(suffix, (0, 0)) for place in places], np.int64).reshape(-1, 2)
+        found = np.array([places.get(suffix, (0, 0)) for _, places in samples], np.int64).reshape(-1, 2)
         entries[f"{suffix} offset"], entries[f"{suffix} size"] = found.T
     return entries
 

@@ -6,18 +6,17 @@ import io
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sdscratch.errors import DataError
 
 
-def pack(moments: Tensor) -> bytes:
+def pack(moments: np.ndarray) -> bytes:
     """(flips, 2, C, h, w) = mean, logvar, for the image and, as second flip, its mirror image -> a float16 .npy.
 
     Raises DataError when a value is not finite or too large for float16.
     """
-    array = moments.detach().cpu().to(torch.float16).numpy()
+    with np.errstate(over="ignore"):
+        array = np.asarray(moments, dtype=np.float16)
     _check(array)
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
@@ -36,11 +35,15 @@ def unpack(data: bytes) -> np.ndarray:
     return array
 
 
-def draw(moments: np.ndarray, flip: int, noise: Tensor) -> Tensor:
+def draw(moments: np.ndarray, flip: int, noise: np.ndarray) -> np.ndarray:
     """Latents mean + exp(logvar / 2) * noise of one flip, unscaled: float32 (C, h, w)."""
     mean, logvar = moments[flip].astype(np.float32)
-    deviation = np.exp(0.5 * logvar.clip(-30.0, 20.0))  # the bounds of diffusers' AutoencoderKL
-    return torch.from_numpy(mean + deviation * noise.numpy())
+    return mean + deviation(logvar) * noise
+
+
+def deviation(logvar: np.ndarray) -> np.ndarray:
+    """exp(logvar / 2), within the bounds of diffusers' AutoencoderKL."""
+    return np.exp(0.5 * logvar.clip(-30.0, 20.0))
 
 
 @lru_cache(maxsize=16)  # one header serves a whole data set

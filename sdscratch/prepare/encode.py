@@ -91,7 +91,7 @@ class Encoder:
 
     def _packed(self, index: ShardIndex, n: int, moments: Tensor) -> bytes:
         try:
-            return pack(moments)
+            return pack(moments.numpy())
         except DataError as error:
             raise DataError(f"{index.where(n)} is not encoded by this VAE: {error}") from error
 
