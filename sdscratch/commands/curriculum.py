@@ -55,25 +55,25 @@ class Chain:
         self.entries |= {name: entry for name, entry in known.items() if name not in self.entries}  # asked for before
 
     def compare(self, rerun: bool) -> None:
-        """Look for finished phases that are configured differently now.
+        """Look for phases that are done, or have begun to learn, and are configured differently now.
 
-        Raises ConfigError, with the old and new values; or, to `rerun`, marks them and all that builds on them stale.
+        Raises ConfigError, with the old and new values; or, to `rerun`, marks them stale, and all that builds on them, even
+        where it is not asked for now.
         """
-        done = [phase for phase in self.phases if self.entries[phase.name].status == "done"]
-        changed = {phase.name: phase.changed(self.entries[phase.name].carried) for phase in done}
-        if not any(changed.values()):
-            return
+        changed = {phase.name: phase.changed(self.entries[phase.name]) for phase in self.phases}
         lines = [f"{name}: {change}" for name, changes in changed.items() for change in changes]
-        headline = f"{self.folder.path}: phases that are done are configured differently now."
+        if not lines:
+            return
+        headline = f"{self.folder.path}: phases that have been trained are configured differently now."
         if not rerun:
             remedy = "Set this back, choose another name=, or train them and what builds on them again: on_change=rerun"
             raise ConfigError(screen(f"{headline} {remedy}", lines))
-        stale = {name for name in changed if changed[name]}
-        for phase in self.phases:
-            begun = self.entries[phase.name].status in ("running", "done")
-            if begun and (phase.name in stale or any(source.name in stale for source in phase.sources)):
-                stale.add(phase.name)
-                self.entries[phase.name] = replace(self.entries[phase.name], status="stale")
+        stale = {name: self.entries[name] for name in changed if changed[name]}
+        while more := {
+            n: e for n, e in self.entries.items() if n not in stale and any(map(e.builds_on, stale.values()))
+        }:
+            stale |= more
+        self.entries |= {name: replace(entry, status="stale") for name, entry in stale.items()}
         self.folder.write(self.entries, "stale")
         say(screen(headline, [*lines, f"stale, to be trained again: {', '.join(sorted(stale))}"]))
 
@@ -83,7 +83,7 @@ class Chain:
         if self.entries[phase.name].status == "done":
             say(f"{where}, is done")
             return
-        if self.entries[phase.name].status != "running":
+        if not self.entries[phase.name].has_learnt():
             self._begin(phase)
         carried = self.entries[phase.name].carried or {}
         say(f"{where}, {_said(carried)}")
@@ -93,16 +93,21 @@ class Chain:
             phase,
             "finish",
             status="done",
+            carried={**carried, **(run.lineage().get("init_from") or {})} or None,
             samples_seen=run.state()["samples_seen"],
             data=trained_on(run),
             metrics=measures(run),
         )
 
     def _begin(self, phase: Phase) -> None:
-        """Decide what the phase takes over, and write it down before anything goes on from it."""
-        if self.entries[phase.name].status == "stale" and phase.folder.path.exists():
+        """Decide what the phase takes over, and write it down before anything goes on from it.
+
+        Once more where it was decided before, and nothing has been learnt from it.
+        """
+        status = self.entries[phase.name].status
+        if status == "stale" and phase.folder.path.exists():
             say(f"{phase.folder.path} is stale: it is {set_aside(phase.folder)} now")
-        if phase.folder.holds_a_run():
+        if status != "running" and phase.folder.holds_a_run():
             raise RunFolderError(
                 f"{phase.folder.path} holds a run that {self.folder.manifest_file} knows nothing of: move it away, or "
                 "choose another name="

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from sdscratch.commands import footprint
 from sdscratch.commands.curriculum_status import wide_console
+from sdscratch.commands.data_folders import folders_of, replayed_folders
 from sdscratch.commands.launch import world_size
 from sdscratch.commands.phases import Phase, phases_of
 from sdscratch.config import build
@@ -89,25 +89,17 @@ def _learning_rate(cfg: DictConfig) -> str:
 
 def _data(dataset: DictConfig) -> tuple[str, int | None, str]:
     """Names of the folders, samples in them for training, and their fingerprint; "missing" where one is not there."""
-    trained_on, replayed = _folders(dataset), _folders(dataset.get("replay") or {})
-    names = ", ".join(folder.name for folder in trained_on)
-    if replayed and dataset.replay.share:
+    folders, replayed = folders_of(dataset), replayed_folders(dataset)
+    names = ", ".join(folder.name for folder in folders if folder not in replayed)
+    if replayed:
         names += f"; replay of {', '.join(folder.name for folder in replayed)}"
-    folders = [*trained_on, *replayed]  # of a replay of share 0, the held-out samples are measured
-    missing = [folder.name for folder in folders if not folder.exists()]
-    if missing:
+    if missing := [folder.name for folder in folders if not folder.exists()]:
         return names, None, "missing" if len(missing) == len(folders) else f"missing: {', '.join(missing)}"
     try:
         about = build(dataset).about()
     except (ConfigError, DataError) as error:
         return names, None, f"refused: {str(error).partition('. ')[0]}"
     return names, about["samples"], about["fingerprint"]
-
-
-def _folders(section: Mapping[str, Any]) -> list[Path]:
-    """The `path` of a section, and those of its `sources`."""
-    single = [Path(section["path"])] if section.get("path") is not None else []
-    return [*single, *(Path(source["path"]) for source in (section.get("sources") or {}).values())]
 
 
 def _rate(phase: Phase, phases: Sequence[Phase], given: Any) -> float | None:

@@ -12,10 +12,11 @@ from PIL import Image
 
 from sdscratch.commands.assembly import make_stage
 from sdscratch.commands.curriculum_status import entries_of
-from sdscratch.config import build, load_config
+from sdscratch.config import build, load_config, settings
 from sdscratch.console import say
 from sdscratch.data.grid import captioned_grid
 from sdscratch.errors import RunFolderError
+from sdscratch.evaluation.comparison import same_question
 from sdscratch.evaluation.curriculum_report import PhaseResult, write_report
 from sdscratch.interop.diffusers_folder import load_model_folder
 from sdscratch.pipeline import TextToImage
@@ -46,33 +47,29 @@ def _draws(entry: Entry, run: RunFolder) -> bool:
 
 
 def _held_out_losses(runs: Mapping[str, RunFolder]) -> dict[str, dict[str, float]]:
-    """{after which phase: {on whose held-out samples: loss}}; one data set at a time, and one network at a time."""
+    """{after which phase: {on whose held-out samples: loss}}; one data set at a time, and one network at a time.
+
+    Where a network was taught to predict something else than the phase asks for, there is no number.
+    """
     losses: dict[str, dict[str, float]] = {name: {} for name in runs}
-    for name, run in runs.items():
+    configs = {name: load_config(run.recipe_file) for name, run in runs.items()}
+    for (name, run), cfg in zip(runs.items(), configs.values(), strict=True):
         say(f"{name}: its held-out samples, after each phase")
-        cfg = load_config(run.recipe_file)
         datamodule = build(cfg.dataset)
         datamodule.prepare_data()
         datamodule.start_step = cfg.max_steps  # as at its end: what the run has learnt beside its weights is read again
         stage = make_stage(cfg, datamodule, run)
-        stage.source_names = datamodule.source_names
+        stage.source_weights = datamodule.source_weights
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         stage.encoders.to(device)
         loader = datamodule.val_dataloader(whole=True)
         for after, other in runs.items():
+            if not same_question(settings(cfg), settings(configs[after])):
+                continue
             unet = load_model_folder(other.model_folder).unet.to(device)
             batches = (stage.transfer_batch_to_device(batch, device, 0) for batch in loader)
-            losses[after][name] = _own_loss(cfg, stage.evaluate(unet, batches))
+            losses[after][name] = stage.evaluate(unet, batches)["val/loss"]
     return losses
-
-
-def _own_loss(cfg: DictConfig, measures: Mapping[str, float]) -> float:
-    """On what the phase is trained on, in its shares; earlier sources, which mixtures measure as well, are left out."""
-    shares = {name: source.share for name, source in cfg.dataset.get("sources", {}).items()}
-    of_sources = [(share, measures.get(f"val/loss/{name}")) for name, share in shares.items()]
-    if not of_sources or any(loss is None for _, loss in of_sources):
-        return measures["val/loss"]
-    return sum(share * loss for share, loss in of_sources if loss is not None) / sum(shares.values())
 
 
 def _grid(run: RunFolder, prompts: Sequence[Any]) -> Image.Image:

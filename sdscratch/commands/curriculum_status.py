@@ -51,6 +51,8 @@ def _row(entry: Entry) -> list[str]:
     status: str = entry.status
     if status == "running" and state.get("status") in ("stopped", "failed"):
         status = f"running ({state['status']})"
+    if status == "done" and not run.path.is_dir():
+        status = "done (its run is gone)"
     rows = [row for row in run.read_metrics() if "val/loss" in row]
     best = min(rows, key=lambda row: row["val/loss"], default=None)
     return [

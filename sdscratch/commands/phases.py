@@ -9,11 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from sdscratch.config import Change, changes, check_config, compose, learnt_changes, literal, load_config, settings
+from sdscratch.commands import footprint
+from sdscratch.commands.finished import relearnt
+from sdscratch.config import Change, changes, check_config, compose, literal
 from sdscratch.config.words import did_you_mean
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.randomness import key
 from sdscratch.run_folder import RunFolder, folder_below
+from sdscratch.training.curriculum import Entry
 from sdscratch.training.initial_weights import InitialWeights
 
 OF_THE_CHAIN = ("phase", "name", "resume_from", "paths", "init.samples_seen")
@@ -36,21 +39,20 @@ class Phase:
     def folder(self) -> RunFolder:
         return RunFolder(folder_below(self.cfg.paths.runs, self.cfg.name))
 
-    @property
-    def sources(self) -> list[Phase]:
-        """All phases that it builds on."""
-        return [*([self.before] if self.before else []), *self.encoders.values()]
-
     def models(self) -> dict[str, str]:
         """What earlier phases left for it: {"vae": model folder, "text_encoder": model folder}, or less."""
         return {part: str(phase.folder.model_folder) for part, phase in self.encoders.items()}
 
-    def changed(self, carried: Mapping[str, Any] | None) -> list[Change]:
-        """What is not as it was when the phase was trained, in its settings and in `carried`, what it then took over."""
-        if not self.folder.recipe_file.is_file():
+    def changed(self, entry: Entry) -> list[Change]:
+        """What is not as it was when the phase was trained; nothing where it has learnt nothing yet.
+
+        entry: what the manifest says of it. Of a phase that is still running only what it took over counts: all else is as
+        for any run that goes on.
+        """
+        if not entry.has_learnt():
             return []
-        found = learnt_changes(settings(load_config(self.folder.recipe_file)), settings(self.cfg))
-        before, now = _origin(carried or {}), _origin(self._to_carry())
+        found = relearnt(self.folder, self.cfg) if entry.status == "done" else []
+        before, now = _origin(entry.carried or {}), _origin(self._to_carry())
         return [*found, *changes(before, now)]
 
     def _to_carry(self) -> dict[str, Any]:
@@ -76,9 +78,9 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
 
 
 def _names(cfg: DictConfig) -> list[str]:
-    if not isinstance(cfg.phases, ListConfig) or not cfg.phases:
+    names = list(cfg.phases) if isinstance(cfg.phases, ListConfig) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"phases={cfg.phases}: expected a list of phases, such as [p1_laion_broad,p2_laion_refined]")
-    names = [str(name) for name in cfg.phases]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"phases={names}: {twice[0]} is there twice")
     for name in cfg.overrides or {}:
@@ -117,6 +119,8 @@ def _phase(cfg: DictConfig, name: str, earlier: Sequence[Phase]) -> Phase:
     for length in ("max_steps", "global_batch_size"):
         check_whole(length, part[length])
     InitialWeights(**part.init)  # refuses what is no choice
+    if not footprint.checkpoints(part):
+        raise ConfigError("callbacks.checkpoints is null, but a curriculum goes on from checkpoints: leave it on")
     return Phase(name, part, before, encoders)
 
 

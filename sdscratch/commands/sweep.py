@@ -16,7 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sdscratch.config import SweepJob, check_config, compose, learnt_changes, load_config, settings
+from sdscratch.commands.finished import relearnt
+from sdscratch.config import SweepJob, check_config, compose
 from sdscratch.config import sweep as for_each_job
 from sdscratch.console import warn
 from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError
@@ -26,6 +27,7 @@ from sdscratch.run_folder import RunFolder
 
 def sweep(module: str, verb_config: str, overrides: list[str]) -> None:
     """Run every job, also after one that fails. Raises at the end, with all failures and the first one's exit code."""
+    _check_name(overrides)
     failures: dict[str, SdscratchError] = {}
     jobs: list[SweepJob] = []
 
@@ -53,6 +55,14 @@ def sweep(module: str, verb_config: str, overrides: list[str]) -> None:
         raise summary
 
 
+def _check_name(overrides: list[str]) -> None:
+    """Raise ConfigError where each job would bring a name, and so a folder, of its own."""
+    named = any(re.match(r"\+*name=", word) for word in overrides)
+    naming = next((word for word in overrides if re.match(r"(phase|experiment)=.*[,(]", word)), None)
+    if naming and not named:
+        raise ConfigError(f"{naming} gives the jobs different names: set name= for the folder that holds them all")
+
+
 def _run(module: str, cfg: DictConfig, swept: Mapping[str, Any]) -> float | None:
     """One job, in its folder. Returns the objective of the run that it trains, None where it trains none."""
     named = "name" in cfg and not OmegaConf.is_missing(cfg, "name")
@@ -67,20 +77,12 @@ def _run(module: str, cfg: DictConfig, swept: Mapping[str, Any]) -> float | None
     folder = RunFolder(Path(cfg.paths.runs) / str(cfg.name))
     if folder.holds_a_run():
         cfg.resume_from = "auto"
-    if folder.state().get("status") == "done":
-        _check_same(folder, cfg)
+    if folder.state().get("status") == "done" and (other := relearnt(folder, cfg)):
+        raise ConfigError(
+            f"{folder.path} was trained otherwise ({'; '.join(map(str, other[:3]))}): choose another name= for this sweep"
+        )
     write_json(folder.path / "sweep.json", {key: value for key, value in swept.items() if key != "name"})
     return train(cfg).objective().get("value")
-
-
-def _check_same(folder: RunFolder, cfg: DictConfig) -> None:
-    """Raise ConfigError where a finished run is not what is asked for now."""
-    if not folder.recipe_file.is_file():
-        return
-    if other := [str(change) for change in learnt_changes(settings(load_config(folder.recipe_file)), settings(cfg))]:
-        raise ConfigError(
-            f"{folder.path} was trained otherwise ({'; '.join(other[:3])}): choose another name= for this sweep"
-        )
 
 
 def _values(swept: Mapping[str, Any]) -> str:

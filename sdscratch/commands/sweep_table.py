@@ -45,7 +45,9 @@ def _table(results: list[Result], columns: list[str]) -> Table:
         table.add_column("train/loss (weighted)" if name == "train/loss" else name, overflow="fold")
     for result in results:
         row = {**result.row, "run": result.run.path.name}
-        table.add_row(*(_said(row.get(name)) for name in columns), style="bold" if result is results[0] else "")
+        swept = {name: "null" if value is None else _said(value) for name, value in result.swept.items()}
+        cells = [swept.get(name) or _said(row.get(name)) for name in columns]
+        table.add_row(*cells, style="bold" if result is results[0] else "")
     return table
 
 

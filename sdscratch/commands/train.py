@@ -119,7 +119,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
     datamodule.start_step, datamodule.skipped = start.step, start.skipped
     module = make_stage(cfg, datamodule, folder)
-    module.stop_signals, module.source_names = signals, datamodule.source_names
+    module.stop_signals, module.source_weights = signals, datamodule.source_weights
     module.settings = settings(cfg) | _fingerprints(datamodule, module)
     changed = _changes(cfg, folder, start.checkpoint, module.settings)
     lineage = _first_weights(cfg, module) if start.checkpoint is None else {}

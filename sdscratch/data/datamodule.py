@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,9 +48,9 @@ class BaseDataModule(L.LightningDataModule, ABC):
         self.scaling_factor = 1.0
 
     @property
-    def source_names(self) -> tuple[str, ...]:
-        """Of those that validation losses are told apart by; none where there is nothing to tell apart."""
-        return ()
+    def source_weights(self) -> Mapping[str, float]:
+        """Of each source that validation losses are told apart by, what it counts in the one over all; none: all is one."""
+        return {}
 
     # What a subclass says
 

@@ -10,8 +10,10 @@ from fractions import Fraction
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from sdscratch.console import warn
 from sdscratch.data.datamodule import BaseDataModule, DataModule
 from sdscratch.data.dataset import HeldOut, OnBad
 from sdscratch.data.index import ShardIndex
@@ -29,8 +31,9 @@ class MixtureDataModule(BaseDataModule):
     sources: {name: {path, share, val_path}}: a folder of shards; its share, in any unit; and held-out shards, instead of
         `holdout` of its samples. A source of share 0 is validated, never trained on.
     replay: {share, sources}: the part of every batch, in [0, 1), that older sources get together, against forgetting; each
-        group is divided by its own shares.
-    Everything else as in DataModule. The validation set is spread evenly over the sources, whatever their shares.
+        group is divided by its own shares. At share 0 they are measured only, those that are there.
+    Everything else as in DataModule. The validation set is spread evenly over the sources, whatever their shares; the loss
+    over all is that of `sources` in their shares, so that replay and what is forgotten do not blur it.
     """
 
     def __init__(
@@ -54,7 +57,10 @@ class MixtureDataModule(BaseDataModule):
         older = replay["sources"] or {}
         if len(replay) > 2 or not isinstance(older, dict):
             raise ConfigError(f"dataset.replay is {replay}: expected share, and sources by name")
+        self.own = frozenset(sources)  # not replayed
         self.shares = effective_shares(sources, older, replay["share"])
+        if not replay["share"]:
+            older = {name: settings for name, settings in older.items() if _is_there(name, settings["path"])}
         self.parts: dict[str, DataModule] = {}
         for name, settings in [*sources.items(), *older.items()]:
             val_path = settings.get("val_path")
@@ -98,9 +104,12 @@ class MixtureDataModule(BaseDataModule):
         return found
 
     @property
-    def source_names(self) -> tuple[str, ...]:
-        names = tuple(name for name, (_, val) in self.indexes.items() if val is not None)
-        return names if len(names) > 1 else ()
+    def source_weights(self) -> dict[str, float]:
+        names = [name for name, (_, val) in self.indexes.items() if val is not None]
+        weights = {name: float(self.shares[name]) if name in self.own else 0.0 for name in names}
+        if not any(weights.values()):
+            weights = dict.fromkeys(names, 1.0)
+        return weights if len(names) > 1 else {}
 
     @property
     def kind(self) -> str:
@@ -186,6 +195,13 @@ def _number(setting: str, value: Any) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise ConfigError(f"{setting} is {value!r}: expected a number of at least 0")
     return Fraction(str(value))  # 0.1 is a tenth
+
+
+def _is_there(name: str, path: str) -> bool:
+    """Say it of a source whose folder is not."""
+    if not (found := Path(path).exists()):
+        warn(f"{path} is not there: {name} is not measured")
+    return found
 
 
 @contextmanager

@@ -6,7 +6,7 @@ landscapes. Of unweighted losses at fixed noise and fixed timesteps, the numbers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,24 +16,27 @@ from torch import Tensor
 class ValidationLoss:
     """Adds up per-sample losses over batches.
 
-    sources: names of those to be told apart.
-    totals: float64 (num_bins + sources, 2), the sum and the number of losses in each bin of noise levels, and of each
-        source. Ranks are combined by adding theirs.
+    source_weights: of sources to be told apart, what the mean of each counts in the one over all, and in bins; 0: nothing.
+        Without any, every sample counts alike.
+    totals: float64 (sources, num_bins, 2), the sum and the number of losses of each source in each bin of noise levels.
+        Ranks are combined by adding theirs.
     """
 
-    def __init__(self, num_train_timesteps: int = 1000, num_bins: int = 4, sources: Sequence[str] = ()) -> None:
-        self.num_train_timesteps, self.num_bins, self.sources = num_train_timesteps, num_bins, tuple(sources)
-        self.totals = torch.zeros(num_bins + len(self.sources), 2, dtype=torch.float64)
+    def __init__(
+        self, num_train_timesteps: int = 1000, num_bins: int = 4, source_weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.num_train_timesteps, self.num_bins = num_train_timesteps, num_bins
+        self.sources = list(source_weights or {})
+        self.weights = torch.tensor(list((source_weights or {"": 1.0}).values()), dtype=torch.float64)
+        self.totals = torch.zeros(len(self.weights), num_bins, 2, dtype=torch.float64)
 
     def add(self, losses: Tensor, timesteps: Tensor, sources: Sequence[str] = ()) -> None:
         """losses: (B,), unweighted. timesteps: (B,), integer or float, in [0, num_train_timesteps]. sources: B names."""
         bins = (timesteps.cpu().double() * self.num_bins / self.num_train_timesteps).long().clamp(max=self.num_bins - 1)
-        losses = losses.detach().cpu().double()
-        rows = torch.stack([losses, torch.ones_like(losses)], dim=1)
-        self.totals.index_add_(0, bins, rows)
         if self.sources:
-            of_source = torch.tensor([self.num_bins + self.sources.index(source) for source in sources])
-            self.totals.index_add_(0, of_source, rows)
+            bins += self.num_bins * torch.tensor([self.sources.index(source) for source in sources])
+        losses = losses.detach().cpu().double()
+        self.totals.view(-1, 2).index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], dim=1))
 
     def result(self) -> dict[str, float]:
         """{"loss": mean of all, "loss_t000_250": mean of a bin of timesteps, ..., "loss/NAME": of a source, ...}.
@@ -42,6 +45,17 @@ class ValidationLoss:
         """
         edges = [i * self.num_train_timesteps // self.num_bins for i in range(self.num_bins + 1)]
         names = [f"loss_t{low:03d}_{high:03d}" for low, high in pairwise(edges)]
-        names += [f"loss/{source}" for source in self.sources]
-        rows = {"loss": self.totals[: self.num_bins].sum(dim=0), **dict(zip(names, self.totals, strict=True))}
-        return {name: (total / count).item() for name, (total, count) in rows.items() if count > 0}
+        whole, each = self.totals.sum(dim=1), torch.eye(len(self.weights), dtype=torch.float64)  # (sources, 2)
+        found = {"loss": _mean(whole, self.weights)}
+        found |= {name: _mean(self.totals[:, i], self.weights) for i, name in enumerate(names)}
+        found |= {f"loss/{name}": _mean(whole, weights) for name, weights in zip(self.sources, each, strict=False)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _mean(totals: Tensor, weights: Tensor) -> float | None:
+    """Of the sources' means; None where no source that counts has a loss. totals: (sources, 2); weights: (sources,)."""
+    counted = (totals[:, 1] > 0) & (weights > 0)
+    if not counted.any():
+        return None
+    sums, counts = totals[counted].unbind(dim=1)
+    return ((weights[counted] * sums / counts).sum() / weights[counted].sum()).item()

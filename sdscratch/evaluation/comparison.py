@@ -7,7 +7,15 @@ from typing import Any
 
 WEIGHTING = ("objective.min_snr_gamma", "objective.timestep_distribution")
 TARGET = ("objective._target_", "objective.prediction_type", "objective.noise_schedule", "vae.fingerprint", "vae.path")
-HELD_OUT = ("dataset.val_path", "dataset.holdout", "dataset.val_samples", "dataset.resolution", "dataset.path")
+HELD_OUT = (
+    "dataset.val_path",
+    "dataset.holdout",
+    "dataset.val_samples",
+    "dataset.resolution",
+    "dataset.path",
+    "dataset.sources",
+    "dataset.replay.sources",
+)
 
 
 def caveats(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -27,8 +35,13 @@ def caveats(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             "their pictures"
         )
     if keys := _differing(runs, HELD_OUT):
-        found.append(f"val/loss is measured on different held-out samples ({_values(runs, keys)})")
+        found.append(f"val/loss is measured on different held-out samples, or shares of them ({_values(runs, keys)})")
     return found
+
+
+def same_question(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the network of one run can be measured by the loss of the other."""
+    return not _differing([one, other], TARGET)
 
 
 def _differing(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ class PhaseResult:
 
 
 Losses = Mapping[str, Mapping[str, float]]
-"""{phase after which: {phase whose held-out set: unweighted loss of the averaged network}}"""
+"""{phase after which: {phase whose held-out set: unweighted loss of the averaged network}}, where the two compare."""
 
 
 def write_report(folder: Path, title: str, phases: Sequence[PhaseResult], losses: Losses) -> Path:
@@ -47,7 +48,7 @@ def write_report(folder: Path, title: str, phases: Sequence[PhaseResult], losses
         _save(draw_forgetting(losses), pictures / "forgetting.png")
     for phase in phases:
         if phase.grid is not None:
-            phase.grid.save(pictures / f"{phase.name}.png")
+            write_atomically(pictures / f"{phase.name}.png", partial(phase.grid.save, format="PNG"))
     environment = Environment(
         loader=PackageLoader("sdscratch.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -96,6 +97,8 @@ def draw_forgetting(losses: Losses) -> Figure:
     panel = figure.subplots()
     image = panel.imshow(above, cmap="YlOrRd", vmin=0, vmax=max(5.0, float(np.nanmax(above))), aspect="auto")
     for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
         dark = above[row, column] > 0.6 * image.get_clim()[1]
         panel.text(
             column, row, f"{value:.4f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"

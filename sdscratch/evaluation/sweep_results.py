@@ -61,13 +61,15 @@ def _result(run: RunFolder, metric: str) -> Result:
     state = run.state()
     status = state.get("status", "not started")
     objective = run.objective() if status == "done" else {}
+    value = objective.get("value")
+    compares = objective.get("metric") == metric and isinstance(value, int | float) and math.isfinite(value)
     losses = [row["train/loss"] for row in run.read_metrics() if "train/loss" in row]
     return Result(
         run=run,
         swept=read_json(run.path / "sweep.json"),
         status=status,
         metric=metric,
-        value=objective.get("value"),
+        value=value if compares else None,
         step=objective.get("step", state.get("step")),
         train_loss=losses[-1] if losses else None,
     )
@@ -84,7 +86,8 @@ def draw(results: Sequence[Result], file: Path) -> None:
     keys = list(dict.fromkeys(key for result in measured for key in result.swept))
     keys.sort(key=lambda key: -len(_levels(measured, key)))
     if not keys:
-        raise RunFolderError("no run of this sweep is finished: there is nothing to draw yet")
+        why = "its jobs differ in nothing but their names" if measured else "no run of it is finished"
+        raise RunFolderError(f"there is nothing to draw of this sweep: {why}")
     across, up = (keys[0], keys[1] if len(keys) > 1 else None)
     figure = Figure(figsize=(5.2, 4.0), layout="constrained")
     axes = figure.subplots()

@@ -102,10 +102,14 @@ class Autoencoder(Stage):
 
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[ImageBatch]) -> dict[str, float]:
-        """Of the posterior's mean: reconstruction loss, overall and of each source, and PSNR in dB; mean KL and standard
-        deviation of the latents."""
+        """Of the posterior's mean: reconstruction loss, of each source and, weighted as `source_weights` says, overall; PSNR in
+        dB; mean KL and standard deviation of the latents."""
         sums = torch.zeros(4, dtype=torch.float64)
-        of_sources = torch.zeros(len(self.source_names), 2, dtype=torch.float64)  # sum and number
+        names, weights = (
+            list(self.source_weights),
+            torch.tensor(list(self.source_weights.values()), dtype=torch.float64),
+        )
+        of_sources = torch.zeros(len(names), 2, dtype=torch.float64)  # sum and number
         moments = LatentMoments(network.config.latent_channels)
         for batch in batches:
             images = batch["images"]
@@ -121,21 +125,21 @@ class Autoencoder(Stage):
                 dtype=torch.float64,
             )
             moments.add(posterior)
-            for i, name in enumerate(batch["source"] if self.source_names else ()):
+            for i, name in enumerate(batch["source"] if names else ()):
                 one = torch.tensor([self._distance(reconstructed[i], images[i]), 1.0], dtype=torch.float64)
-                of_sources[self.source_names.index(name)] += one
+                of_sources[names.index(name)] += one
         sums, of_sources = self.add_over_ranks(sums), self.add_over_ranks(of_sources)
         moments.totals = self.add_over_ranks(moments.totals)
         _, distance, error, kl = (sums / sums[0]).tolist()
+        means = of_sources[:, 0] / of_sources[:, 1]
+        if names:
+            distance = float((weights * means).sum() / weights.sum())
         return {
             "val/reconstruction": distance,
             "val/psnr": float(10 * torch.log10(torch.tensor(4 / max(error, 1e-12)))),
             "val/kl": kl,
             "val/latent_std": moments.std,
-            **{
-                f"val/reconstruction/{name}": (total / number).item()
-                for name, (total, number) in zip(self.source_names, of_sources, strict=True)
-            },
+            **{f"val/reconstruction/{name}": mean for name, mean in zip(names, means.tolist(), strict=True)},
         }
 
     def validation_loss(self, measures: Mapping[str, float]) -> float:

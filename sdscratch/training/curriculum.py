@@ -39,6 +39,16 @@ class Entry:
     data: dict[str, Any] | None = None
     metrics: dict[str, float] | None = None
 
+    def has_learnt(self) -> bool:
+        """Whether it is done, or is running and has a checkpoint to go on from."""
+        begun = self.status == "running" and self.run is not None
+        return self.status == "done" or (begun and bool(RunFolder(str(self.run)).checkpoints()))
+
+    def builds_on(self, other: Entry) -> bool:
+        """Whether it took over something that lies in the other's run."""
+        taken = [(self.carried or {}).get(name) for name in ("from", "vae", "text_encoder")]
+        return other.run is not None and any(Path(path).is_relative_to(other.run) for path in taken if path)
+
 
 class CurriculumFolder:
     """curricula/NAME. Making the object touches nothing."""

@@ -72,8 +72,8 @@ class LatentDiffusion(Stage):
     @torch.no_grad()
     def evaluate(self, network: Any, batches: Iterable[LatentBatch]) -> dict[str, float]:
         """Unweighted loss at fixed noise and fixed, evenly spread timesteps: overall, in four bins of the noise level, and of
-        each source."""
-        total = ValidationLoss(self.objective.num_train_timesteps, sources=self.source_names)
+        each source. Overall and in bins, sources count as `source_weights` says."""
+        total = ValidationLoss(self.objective.num_train_timesteps, source_weights=self.source_weights)
         for batch in batches:
             total.add(self._ask(network, batch).unweighted, batch["timesteps"], batch["source"])
         total.totals = self.add_over_ranks(total.totals)

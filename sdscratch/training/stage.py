@@ -69,7 +69,7 @@ class Stage(L.LightningModule, ABC):
     can show (`preview`) and what it leaves behind (`save`). Numbers for the metrics row of the current step are put into
     `step_metrics`; whoever writes the row empties it. `counts` are numbers for every later row, over the whole run.
 
-    source_names: of the data that are mixed; held-out samples name theirs, and where there are several each is measured.
+    source_weights: of the data that are mixed, by name: each is measured apart, and counts so much in the loss over all.
 
     At each optimizer step all ranks agree on a `report`; `guard` decides by it whether the step is taken, and the first of
     the `stop_signals` of any rank ends training after it.
@@ -106,7 +106,7 @@ class Stage(L.LightningModule, ABC):
         self.grad_norm: Tensor | None = None
         self.guard: Guard | None = None
         self.stop_signals: StopSignals | None = None
-        self.source_names: tuple[str, ...] = ()
+        self.source_weights: Mapping[str, float] = {}
         self.report = StepReport()
         self._micro_batches: list[dict[str, Tensor]] = []  # losses of those of the present step
         self._quarantined = 0

@@ -158,6 +158,44 @@ def test_with_several_devices_each_job_is_one_launch(tmp_path, tiny_data, monkey
         assert "devices: 2" in run.config_file.read_text()
 
 
+def test_a_sweep_over_phases_needs_a_name_for_all_its_jobs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for word in ("phase=p2_laion_refined,p3_synthetic", "experiment=glob(*)"):
+        assert main(["train", "-m", word]) == 2
+        assert f"{word} gives the jobs different names: set name=" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def finished(folder: Path, swept: dict, value: object, metric: str = "val/loss") -> None:
+    run = RunFolder(folder)
+    run.create()
+    run.set_state(status="done")
+    (run.path / "sweep.json").write_text(json.dumps(swept))
+    (run.path / "objective.json").write_text(json.dumps({"metric": metric, "value": value}))
+
+
+def test_a_table_ranks_only_what_is_a_number_of_the_same_kind(tmp_path, capsys):
+    finished(tmp_path / "a", {"lr": 1}, 0.5)
+    finished(tmp_path / "b", {"lr": None}, 0.25)
+    for number, value in enumerate(("low", [1], float("nan"), None)):
+        finished(tmp_path / f"odd{number}", {"lr": 2 + number}, value)
+    finished(tmp_path / "vae", {"lr": 9}, 0.125, metric="val/reconstruction")
+    (tmp_path / "vae2").mkdir()
+    (tmp_path / "vae2" / "sweep.json").write_text("{")
+    assert main(["sweep-table", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())["runs"]
+    assert [(row.get("lr"), row["val/loss"]) for row in rows][:2] == [(None, 0.25), (1, 0.5)]
+    assert {row["val/loss"] for row in rows[2:]} == {None}
+    assert "│ null" in capsys.readouterr().out
+
+
+def test_jobs_that_differ_in_their_names_alone_are_listed_and_not_drawn(tmp_path, capsys):
+    for name in ("a", "b"):
+        finished(tmp_path / name, {}, 0.5)
+    assert main(["sweep-table", str(tmp_path)]) == 2
+    assert "its jobs differ in nothing but their names" in capsys.readouterr().err
+
+
 def test_a_run_of_a_sweep_is_resumed_like_any_other(grid, capsys):
     run = RunFolder(grid / JOBS[0])
     assert main(["resume", str(run.path)]) == 0

@@ -110,8 +110,28 @@ def test_replay_gives_older_sources_their_part_of_every_batch(folders):
         assert Counter(batch["source"]) == {"large": 6, "small": 2, "rare": 2}
     none = module(given, replay={"share": 0.0, "sources": old}, holdout=0.3)
     assert {source for batch in islice(none.train_dataloader(), 9) for source in batch["source"]} == {"large"}
-    assert none.source_names == ("large", "small", "rare")  # measured all the same
+    assert none.source_weights == {"large": 1.0, "small": 0.0, "rare": 0.0}  # measured, and judged by its own
     assert none.fingerprint == module(given, holdout=0.3).fingerprint != made.fingerprint
+
+
+def test_the_loss_over_all_is_that_of_the_sources_in_their_shares_whatever_is_replayed(folders):
+    given = sources(folders)
+    old = {"rare": given.pop("rare")}
+    weights = module(given, replay={"share": 0.4, "sources": old}, holdout=0.3).source_weights
+    assert weights["large"] / weights["small"] == pytest.approx(5 / 3) and weights["rare"] == 0
+    given["small"]["share"] = 0  # measured, never trained on
+    assert module(given, holdout=0.3).source_weights == {"large": 1.0, "small": 0.0}
+
+
+def test_what_is_not_replayed_need_not_be_there(folders, capsys):
+    given = sources(folders)
+    old = {"rare": given.pop("rare"), "gone": {"path": "nowhere", "share": 1}}
+    made = module(given, replay={"share": 0.0, "sources": old}, holdout=0.3)
+    made.setup()
+    assert list(made.source_weights) == ["large", "small", "rare"]
+    assert capsys.readouterr().err == "warning: nowhere is not there: gone is not measured\n"
+    with pytest.raises(DataError, match="source gone: no shards in nowhere"):
+        module(given, replay={"share": 0.1, "sources": old}).setup()
 
 
 def test_the_fingerprint_tells_shares_names_and_data_apart_and_not_units(folders):
@@ -179,11 +199,11 @@ def test_a_source_is_measured_the_same_way_in_any_company(folders):
 def test_one_source_may_have_held_out_shards_of_its_own_and_none_needs_any(folders, tmp_path):
     write_shards(tmp_path / "val", latent_samples(3), {"vae": "abc", "resolution": 16})
     given = sources(folders, rare={"val_path": str(tmp_path / "val")})
-    assert module(given).source_names == ()  # one is nothing to tell apart
+    assert module(given).source_weights == {}  # one is nothing to tell apart
     assert Counter(row["source"] for row in validate(module(given))) == {"rare": 3}
     assert module(sources(folders)).val_dataloader() == []
     both = module(given, holdout=0.4)
-    assert both.source_names == ("large", "small", "rare")
+    assert list(both.source_weights) == ["large", "small", "rare"]
     assert Counter(row["source"] for row in validate(both))["rare"] == 3
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -46,9 +48,34 @@ def test_what_nothing_was_added_to_is_not_reported():
     assert validation.result() == {"loss": 2.0, "loss_t000_250": 2.0}
 
 
-def test_each_source_has_its_mean_beside_that_of_all():
-    validation = ValidationLoss(sources=("faces", "cities", "food"))
-    validation.add(LOSSES, TIMESTEPS, ["faces", "cities", "faces", "faces", "cities", "faces"])
+SOURCES = ["faces", "cities", "faces", "faces", "cities", "faces"]
+FACES, CITIES = (1 + 4 + 8 + 32) / 4, (2 + 16) / 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "overall"),
+    [((3, 1, 5), (3 * FACES + CITIES) / 4), ((1, 0, 0), FACES), ((0.2, 0.2, 0), (FACES + CITIES) / 2)],
+)
+def test_each_source_has_its_mean_and_counts_with_its_weight_in_the_one_over_all(weights, overall):
+    validation = ValidationLoss(source_weights=dict(zip(("faces", "cities", "food"), weights, strict=True)))
+    validation.add(LOSSES, TIMESTEPS, SOURCES)
     found = validation.result()
-    assert (found["loss/faces"], found["loss/cities"]) == (pytest.approx((1 + 4 + 8 + 32) / 4), 9.0)
-    assert "loss/food" not in found and found["loss"] == pytest.approx(63 / 6)
+    assert (found["loss/faces"], found["loss/cities"]) == (FACES, CITIES)
+    assert "loss/food" not in found and found["loss"] == pytest.approx(overall)
+
+
+def test_a_source_that_counts_nothing_counts_in_no_bin():
+    validation = ValidationLoss(source_weights={"faces": 1.0, "cities": 0.0})
+    validation.add(LOSSES, TIMESTEPS, SOURCES)
+    found = validation.result()
+    assert found["loss_t000_250"] == 1.0  # the 2 is a city's
+    assert "loss_t750_1000" in found
+    validation = ValidationLoss(source_weights={"faces": 1.0, "cities": 0.0})
+    validation.add(LOSSES[1:2], TIMESTEPS[1:2], SOURCES[1:2])
+    assert validation.result() == {"loss/cities": 2.0}
+
+
+def test_a_loss_that_is_not_finite_is_reported_as_such():
+    validation = ValidationLoss()
+    validation.add(torch.tensor([float("nan")]), torch.tensor([10]))
+    assert math.isnan(validation.result()["loss"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdscratch.config import compose, settings
-from sdscratch.evaluation.comparison import caveats
+from sdscratch.evaluation.comparison import caveats, same_question
 
 
 def of(*overrides: str) -> dict:
@@ -35,4 +35,20 @@ def test_losses_of_networks_that_answer_different_questions_compare_in_no_form()
 
 def test_other_held_out_samples_are_said():
     (caveat,) = caveats([of(), of("dataset.val_samples=8")])
-    assert "different held-out samples (dataset.val_samples: 16, 8)" in caveat
+    assert "different held-out samples, or shares of them (dataset.val_samples: 16, 8)" in caveat
+
+
+def test_other_shares_of_sources_are_said_and_other_shares_of_replay_change_no_measure():
+    def mixed(*overrides: str) -> dict:
+        return settings(compose("train", ["phase=p7_final", *overrides]))
+
+    (caveat,) = caveats([mixed(), mixed("dataset.sources.faces.share=0.2")])
+    assert "shares of them (dataset.sources.faces.share: 0.09, 0.2)" in caveat
+    faces = [settings(compose("train", ["phase=p4_faces", f"dataset.replay.share={share}"])) for share in (0.1, 0.3)]
+    assert caveats(faces) == []
+
+
+def test_networks_that_predict_different_things_are_not_measured_by_one_anothers_loss():
+    epsilon, flow = (settings(compose("train", [f"phase={name}"])) for name in ("p7_final", "p8_flow"))
+    gamma = settings(compose("train", ["phase=p7_final", "objective.min_snr_gamma=1"]))
+    assert same_question(epsilon, gamma) and not same_question(epsilon, flow)

@@ -52,3 +52,8 @@ def test_cells_say_the_loss_and_redden_with_what_was_forgotten():
     panel = draw_forgetting(LOSSES).axes[0]
     assert [text.get_text() for text in panel.texts] == ["0.5000", "0.8000", "0.7500", "0.4000"]
     np.testing.assert_allclose(panel.images[0].get_array(), [[0, 100], [50, 0]], atol=1e-9)
+
+
+def test_a_cell_is_empty_where_a_network_was_asked_something_else():
+    panel = draw_forgetting({"p1": {"p1": 0.5}, "p8": {"p8": 0.25}}).axes[0]
+    assert [text.get_text() for text in panel.texts] == ["0.5000", "0.2500"]

@@ -17,6 +17,8 @@ from tiny import TINY_PHASES
 
 from sdscratch.cli import main
 from sdscratch.commands.curriculum_report import _held_out_losses
+from sdscratch.data.shapes import EDITION, samples
+from sdscratch.data.shards import write_shards
 from sdscratch.run_folder import RunFolder
 
 PHASES = {  # tiny steps and warm-up beside the shipped peaks
@@ -265,6 +267,67 @@ def test_a_changed_last_phase_leaves_those_before_it_alone(two, words):
     assert not (two / "runs/mine/p1_laion_broad.stale1").exists()
 
 
+def test_what_builds_on_a_changed_phase_is_stale_also_where_it_is_not_asked_for(two, words, capsys):
+    old = RunFolder("runs/mine/p4_faces").checkpoints()[-1].sha256
+    more = ["overrides.p1_laion_broad=[optimizer.lr=1.0e-3]"]
+    assert main(["curriculum", *words("p1_laion_broad", more=[*more, "on_change=rerun"])]) == 0
+    assert "stale, to be trained again: p1_laion_broad, p4_faces" in capsys.readouterr().out
+    assert [entry["status"] for entry in manifest().values()] == ["done", "stale"]
+    assert main(["curriculum", *words("p1_laion_broad", "p4_faces", more=more)]) == 0
+    assert [entry["status"] for entry in manifest().values()] == ["done", "done"]
+    assert RunFolder("runs/mine/p4_faces").checkpoints()[-1].sha256 != old
+
+
+def test_other_data_behind_the_same_settings_are_noticed(two, words, capsys):
+    about = {"by": "shapes", "scenes": EDITION, "resolution": 32, "seed": 0}
+    for split, count in (("train", 64), ("val", 16)):  # drawn with another seed than it says
+        made_by = about | {"split": split, "count": count}
+        write_shards(two / "scenes" / split, samples(split, count, 32, seed=1), made_by)
+    more = [f"overrides.p4_faces=[dataset.path={two}/scenes]"]
+    assert main(["curriculum", *words("p1_laion_broad", "p4_faces", more=more)]) == 2
+    assert (
+        f"p4_faces: dataset.fingerprint: {manifest()['p4_faces']['data']['fingerprint']} -> " in capsys.readouterr().err
+    )
+    shutil.rmtree(two / "scenes")
+    assert main(["curriculum", *words("p1_laion_broad", "p4_faces", more=more)]) == 0  # it does without
+    assert not (two / "scenes").exists()
+
+
+def test_what_a_phase_takes_over_is_decided_anew_as_long_as_it_has_learnt_nothing(two, words):
+    wrong = ["overrides.p5_bodies=[init_from=runs/none]"]
+    phases = ("p1_laion_broad", "p4_faces", "p5_bodies")
+    assert main(["curriculum", *words(*phases, more=wrong)]) == 2
+    assert manifest()["p5_bodies"]["carried"]["from"] == "runs/none"
+    assert main(["curriculum", *words(*phases, more=["overrides.p5_bodies=[init.weights=raw]"])]) == 0
+    carried = manifest()["p5_bodies"]["carried"]
+    assert (carried["from"], carried["weights"]) == ("runs/mine/p4_faces/checkpoints/step_00000004.ckpt", "raw")
+    assert RunFolder("runs/mine/p5_bodies").lineage()["init_from"] == carried
+
+
+def test_another_hand_over_is_refused_also_to_a_phase_that_is_still_learning(two, words, capsys):
+    entries = manifest()
+    entries["p4_faces"]["status"] = "running"
+    Path("curricula/mine/manifest.json").write_text(json.dumps({"phases": list(entries.values())}))
+    assert main(["curriculum", *words("p1_laion_broad", "p4_faces", more=["handover.weights=raw"])]) == 2
+    assert "p4_faces: handover.weights: ema -> raw" in capsys.readouterr().err
+
+
+def test_weights_from_outside_are_in_the_manifest_with_their_checksum(two, words):
+    outside = "runs/mine/p1_laion_broad"
+    line = words("p4_faces", more=[f"overrides.p4_faces=[init_from={outside}]", "name=other"])
+    assert main(["curriculum", *line]) == 0
+    (entry,) = json.loads(Path("curricula/other/manifest.json").read_text())["phases"]
+    final = RunFolder(outside).checkpoints()[-1]
+    assert (entry["carried"]["from"], entry["carried"]["sha256"]) == (outside, final.sha256)
+    assert main(["curriculum", *line]) == 0
+
+
+def test_a_run_that_is_gone_is_said(two, capsys):
+    shutil.rmtree("runs/mine/p4_faces")
+    assert main(["curriculum", "status", "name=mine"]) == 0
+    assert "done (its run is gone)" in capsys.readouterr().out
+
+
 # Refused
 
 
@@ -272,6 +335,8 @@ def test_a_changed_last_phase_leaves_those_before_it_alone(two, words):
     ("phases", "more", "said"),
     [
         (["p1_laion_broad", "p1_laion_broad"], [], "p1_laion_broad is there twice"),
+        (["[p1_laion_broad]"], [], "expected a list of phases"),
+        (["p1_laion_broad"], ["overrides.p1_laion_broad=[callbacks.checkpoints=null]"], "checkpoints: leave it on"),
         (["p1_laion_broad"], ["overrides.p1_laion=[seed=1]"], "did you mean 'p1_laion_broad'"),
         (["p1_laion"], [], "p1_laion"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[name=x]"], "name is set by the curriculum itself"),
