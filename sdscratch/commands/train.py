@@ -42,6 +42,7 @@ from sdscratch.models.encoders import fingerprint
 from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
 from sdscratch.training import LatentDiffusion, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
+from sdscratch.training.optim import check_next_step
 from sdscratch.training.preemption import StopNow, StopSignals, stopped
 from sdscratch.training.rewind import Start, start_at, turn_back
 from sdscratch.training.step_callback import said_not_raised
@@ -125,6 +126,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     lineage = _first_weights(cfg, module) if start.checkpoint is None else {}
 
     def begin(trainer: L.Trainer, _: L.LightningModule) -> None:
+        check_next_step(trainer.optimizers[0])
         signals.at_boundaries = True
         if trainer.is_global_zero:
             _write_beginnings(folder, cfg)
