@@ -11,15 +11,17 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_whole
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at their header
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE**2  # 200 MB decoded; larger pictures are refused at their header
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def check_resolution(resolution: int, factor: int, setting: str = "resolution") -> None:
     """Raise ConfigError, about `setting`, unless a VAE that shrinks by `factor` can take squares of `resolution` pixels."""
+    check_whole(setting, resolution, most=MAX_SIDE)
     if resolution < factor or resolution % factor:
         below = max(resolution // factor, 1) * factor
         raise ConfigError(

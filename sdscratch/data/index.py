@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +93,7 @@ class ShardIndex:
         folder = Path(folder)
         manifest = Manifest.read(folder)
         shards = sorted(path.name for path in folder.glob("*.tar"))
-        sizes = [(folder / name).stat().st_size for name in shards]
+        sizes = [_size(folder / name) for name in shards]
         _compare(folder, manifest, shards, sizes)
 
         content = [f"{name} {size}" for name, size in zip(shards, sizes, strict=True)]
@@ -131,12 +131,13 @@ class ShardIndex:
         """Shard and key of sample n, for messages."""
         return f"{self.folder / self.shards[self._entry(n)['shard']]}: {self.key(n)}"
 
-    def read(self, n: int) -> dict[str, bytes]:
-        """The members of sample n by suffix. Raises DataError when the shard has become shorter, or cannot be read."""
+    def read(self, n: int, only: Collection[str] | None = None) -> dict[str, bytes]:
+        """The members of sample n by suffix, of `only` these if said. Raises DataError where the shard cannot be read,
+        or has become shorter."""
         _, shard, *places = self._entry(n).item()
         path, members = f"{self.folder}/{self.shards[shard]}", {}
         for suffix, offset, size in zip(self.suffixes, places[::2], places[1::2], strict=True):
-            if not offset:
+            if not offset or (only is not None and suffix not in only):
                 continue
             try:
                 members[suffix] = self.files.read(path, offset, size)
@@ -177,6 +178,13 @@ class ShardIndex:
         if not 0 <= n < len(self):
             raise IndexError(f"sample {n} of {len(self)}")
         return self.entries[n if self.rows is None else self.rows[n]]
+
+
+def _size(path: Path) -> int:
+    """Of a shard, in bytes. Raises DataError for what only has the name of one."""
+    if not path.is_file():
+        raise DataError(f"{path} is no file, but a folder, a pipe, or a link that leads nowhere. Move it elsewhere.")
+    return path.stat().st_size
 
 
 def _compare(folder: Path, manifest: Manifest | None, shards: list[str], sizes: list[int]) -> None:

@@ -23,7 +23,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def check_next_step(optimizer: Optimizer) -> None:
-    """Raise ConfigError unless it can take a step from the state it is in: tried on a copy of the smallest tensor of each group.
+    """Raise ConfigError unless it can take a step from where it is: tried with copies of the smallest tensor of each group.
 
     What an optimizer makes of dense gradients, of a device, or of a state that was written under other settings, it says no
     sooner than at its step.
@@ -35,7 +35,7 @@ def check_next_step(optimizer: Optimizer) -> None:
         group["params"][0].grad = torch.zeros_like(parameter)
     name = type(optimizer).__name__
     try:
-        trial = type(optimizer)(groups)
+        trial = type(optimizer)(groups)  # type: ignore[call-arg]
         trial.defaults |= optimizer.defaults
         for group, parameter in zip(groups, smallest, strict=True):
             if parameter in optimizer.state:
