@@ -52,6 +52,7 @@ def test_killed_at_random_times_and_resumed_no_row_and_no_bit_differs(server, tr
         run = RunFolder(tmp_path / f"run{number}")
         kills += killed_until_done(server, words, run, times, 0.7 * reference.seconds, KILLS - kills)
         assert_same_run(run, reference.run)
+    print(f"seed {seed}: {kills} kills in {number} runs, 0 rows and 0 bits differ")
 
 
 def test_without_their_parent_loader_workers_vanish_and_the_folder_is_free(server, train_words, tmp_path):
