@@ -170,7 +170,8 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """The content of state.json, or {} where there is no run or the file is damaged: the run can do without."""
-        return self._read_json("state.json")
+        state = self._read_json("state.json")
+        return state if _is_state(state) else {}
 
     def set_state(self, **changes: Any) -> None:
         """Merge `changes` into state.json: status (running | stopped | failed | done), stage, step, samples_seen."""
@@ -358,6 +359,20 @@ class RunFolder:
             return read_json(self.path / name)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+
+
+def _is_state(state: Mapping[str, Any]) -> bool:
+    """Whether what a run goes on by is in it as `set_state` has written it."""
+    rewinds = state.get("rewinds", [])
+    return (
+        type(state.get("step", 0)) is int
+        and isinstance(rewinds, list)
+        and all(isinstance(rewind, dict) and _is_range(rewind.get("skipped")) for rewind in rewinds)
+    )
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and [type(number) for number in value] == [int, int]
 
 
 def _unreadable(path: Path, error: OSError) -> RunFolderError:

@@ -324,7 +324,10 @@ def test_state_is_merged_and_tells_whether_there_is_a_run(run):
     assert run.holds_a_run()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0"])
+WRONG = ['{"step": "x"}', '{"rewinds": [1]}', '{"rewinds": {"a": 1}}', '{"rewinds": [{"skipped": [4]}]}']
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0", *WRONG])
 def test_a_damaged_state_is_none_and_is_written_anew(run, content):
     run.set_state(step=10)
     (run.path / "state.json").write_text(content)
