@@ -12,7 +12,7 @@ help:
 	@echo "make curriculum-mini  all nine stages of the curriculum, small, and a page about them"
 	@echo "make check            ruff, import-linter, mypy"
 	@echo "make test             the tests"
-	@echo "make faults           the fault tests in their long form: hundreds of kills and damaged files, half an hour"
+	@echo "make faults           the fault tests in their long form, with their counts: hundreds of kills and damaged files"
 	@echo "make clean            remove caches; runs/ and data/ stay"
 
 $(READY): requirements.lock pyproject.toml
@@ -39,7 +39,7 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 faults: install
-	SDS_FAULTS=long $(BIN)/python -m pytest tests/faults -v --timeout=3600
+	SDS_FAULTS=long $(BIN)/python -m pytest tests/faults -v -s --timeout=3600
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist

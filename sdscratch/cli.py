@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from sdscratch import __version__
 from sdscratch.console import forget_lost_readers
-from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError
+from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError, out_of_memory
 
 if TYPE_CHECKING:
     from sdscratch.config import Group
@@ -211,6 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("sdscratch: stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if (wanted := out_of_memory(error)) is not None:
+            return _complain(wanted, wanted.exit_code)
         if type(error).__module__.partition(".")[0] not in CONFIG_ERRORS:
             raise
         # A key that a command asked for and the user removed, or a value that is no YAML.

@@ -35,6 +35,12 @@ class LostRankError(SdscratchError):
     exit_code = 1
 
 
+class LostWorkerError(SdscratchError):
+    """A process that reads the data is gone, most often because the system had no memory left for it."""
+
+    exit_code = 1
+
+
 class CannotWriteError(SdscratchError):
     """The disk is full or the folder is not writable."""
 
@@ -53,6 +59,20 @@ class StoppedError(SdscratchError):
     def continued_by(self, command: str) -> StoppedError:
         """The same, for whoever had called another command than that of the run."""
         return StoppedError(self.what, command, self.signal_number)
+
+
+def out_of_memory(error: Exception) -> ConfigError | None:
+    """What to tell whoever asked for more than the memory holds; None where `error` says something else.
+
+    torch has a class for GPUs and only words for CPUs; neither needs torch to be recognised.
+    """
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if not (isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text):
+        return None
+    return ConfigError(
+        f"the memory does not suffice ({name}: {text[:200]}). Ask for less at once: a smaller size, batch_size or model, "
+        "or in training a larger trainer.accumulate_grad_batches"
+    )
 
 
 def check_whole(setting: str, value: object, least: int = 1, most: int | None = None) -> None:

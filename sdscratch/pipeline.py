@@ -230,6 +230,9 @@ def _check_texts(prompts: list[str], negatives: list[str]) -> None:
         raise ConfigError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each")
     if not all(isinstance(negative, str) for negative in negatives):
         raise ConfigError(f"the negative prompts are {negatives}: expected texts")
+    for text in (*prompts, *negatives):
+        if any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise ConfigError(f"{text[:100]!r} holds half a character (a lone surrogate): expected Unicode text")
 
 
 def _check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:

@@ -61,12 +61,15 @@ class Checkpoint:
             return False
 
     def is_intact(self) -> bool:
-        """Whether the file is, byte for byte, the one that was written."""
+        """Whether the file is, byte for byte, the one that was written. Raises RunFolderError where it cannot be read."""
         try:
             with self.path.open("rb") as file:
-                return self.has_its_size() and file_digest(file, "sha256").hexdigest() == self.sha256
-        except OSError:
+                fits = os.fstat(file.fileno()).st_size == self.size
+                return fits and file_digest(file, "sha256").hexdigest() == self.sha256
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
     def load(self, mapped: bool = False) -> dict[str, Any]:
         """The checkpoint's tensors and plain values, on the CPU. Nothing in it can run code.
@@ -167,7 +170,8 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """The content of state.json, or {} where there is no run or the file is damaged: the run can do without."""
-        return self._read_json("state.json")
+        state = self._read_json("state.json")
+        return state if _is_state(state) else {}
 
     def set_state(self, **changes: Any) -> None:
         """Merge `changes` into state.json: status (running | stopped | failed | done), stage, step, samples_seen."""
@@ -195,7 +199,10 @@ class RunFolder:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def newest_intact_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint to go on from. None where none was ever finished; RunFolderError where all are damaged or gone."""
+        """The checkpoint to go on from. None where none was ever finished; RunFolderError where all are damaged or
+        gone, and where one cannot be read: it may be as good as ever once the disk or the rights are back.
+        """
+        self._check_side_cars()
         known = self.checkpoints()
         for checkpoint in reversed(known):
             if checkpoint.is_intact():
@@ -208,6 +215,16 @@ class RunFolder:
                 f"{f'at step {step}' if step else 'saved'}. Put one back, or start again under another name="
             )
         return None
+
+    def _check_side_cars(self) -> None:
+        """Raise RunFolderError where one is there that cannot be read: its checkpoint may be good all the same."""
+        for path in self.checkpoint_folder.glob("step_*.ckpt.json"):
+            try:
+                path.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _unreadable(path, error) from error
 
     def write_checkpoint(
         self, content: Mapping[str, Any], step: int, samples_seen: int, val_loss: float | None = None
@@ -229,7 +246,9 @@ class RunFolder:
         Decided from the folder alone, so that kills and resumes leave nothing behind: halves, files without side-car, and
         checkpoints beyond `step`, which are damaged, or the run would have gone on from them. Call it when the checkpoint
         of `step` is whole. Side-cars go first: what is left of a removal that was cut short is no checkpoint.
+        Raises RunFolderError, and removes nothing, where a side-car cannot be read.
         """
+        self._check_side_cars()
         kept = retention.kept([checkpoint for checkpoint in self.checkpoints() if checkpoint.step <= step])
         names = {path.name for checkpoint in kept for path in (checkpoint.path, checkpoint.sidecar)}
         removed = []
@@ -340,6 +359,27 @@ class RunFolder:
             return read_json(self.path / name)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+
+
+def _is_state(state: Mapping[str, Any]) -> bool:
+    """Whether what a run goes on by is in it as `set_state` has written it."""
+    rewinds = state.get("rewinds", [])
+    return (
+        type(state.get("step", 0)) is int
+        and isinstance(rewinds, list)
+        and all(isinstance(rewind, dict) and _is_range(rewind.get("skipped")) for rewind in rewinds)
+    )
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and [type(number) for number in value] == [int, int]
+
+
+def _unreadable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{path} cannot be read ({error.strerror or error}), which does not mean that it is damaged. Make it readable "
+        "again; or move that checkpoint elsewhere, to do without it"
+    )
 
 
 def as_number(text: str | None) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import errors
@@ -232,6 +233,13 @@ def test_exit_codes(ran, monkeypatch, capsys, error, exit_code):
 def test_a_removed_group_that_the_command_needs_is_the_users_to_mend(ran, monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["sdscratch.commands.probe"], "run", lambda cfg: cfg.model)
     assert "model" in refusal(capsys, "probe", "~model")
+
+
+@pytest.mark.parametrize("greedy", [lambda _: bytearray(2**60), lambda _: torch.empty(2**50)], ids=["python", "torch"])
+def test_whoever_asks_for_more_than_the_memory_holds_is_told_so_in_one_line(ran, monkeypatch, capsys, greedy):
+    monkeypatch.setattr(sys.modules["sdscratch.commands.probe"], "run", greedy)
+    said = refusal(capsys, "probe")
+    assert len(said.splitlines()) == 1 and "the memory does not suffice" in said and "a smaller size" in said
 
 
 def test_our_own_bugs_are_raised(ran, monkeypatch):

@@ -198,6 +198,12 @@ def test_defaults_that_no_model_could_be_sampled_with_are_refused(wrong, said):
         SamplingDefaults(**{"size": 32, **wrong})
 
 
+@pytest.mark.parametrize("texts", [{"prompts": "a \ud800 b"}, {"prompts": "a", "negative_prompt": "\udfff"}], ids=ascii)
+def test_half_a_character_is_no_prompt(pipe, texts):
+    with pytest.raises(ConfigError, match="holds half a character"):
+        pipe(**texts)
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta:x", "cuda:77"])
 def test_a_device_that_is_not_there_is_refused(tiny_run, device):
     with pytest.raises(ConfigError, match=f"device={device} cannot be used"):

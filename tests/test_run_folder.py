@@ -236,6 +236,29 @@ def test_damaged_checkpoints_of_an_abandoned_future_do_not_push_out_good_ones(ru
     assert steps(run) == [20, 25]
 
 
+def unreadable(path: Path) -> Path:
+    """As a file is on a disk that is away: open() fails, and for another reason than that there is none."""
+    kept = path.rename(path.with_name(f"kept_{path.name}"))
+    path.symlink_to(path.name)
+    return kept
+
+
+@pytest.mark.parametrize("ending", ["", ".json"])
+def test_what_cannot_be_read_is_not_damaged_never_pruned_and_never_passed_over_in_silence(run, ending):
+    save(run, 10, 20, 30)
+    path = run.checkpoint_path(30)
+    path = path.with_name(path.name + ending)
+    kept = unreadable(path)
+    with pytest.raises(RunFolderError, match=rf"{path.name} cannot be read .* not mean that it is damaged"):
+        run.newest_intact_checkpoint()
+    if ending:
+        with pytest.raises(RunFolderError, match="cannot be read"):
+            run.prune_checkpoints(20, Retention(last=1))
+        assert steps(run) == [10, 20] and run.checkpoint_path(30).exists()
+    kept.rename(path)  # the disk is back
+    assert run.newest_intact_checkpoint().step == 30
+
+
 # Metrics
 
 
@@ -301,7 +324,10 @@ def test_state_is_merged_and_tells_whether_there_is_a_run(run):
     assert run.holds_a_run()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0"])
+WRONG = ['{"step": "x"}', '{"rewinds": [1]}', '{"rewinds": {"a": 1}}', '{"rewinds": [{"skipped": [4]}]}']
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0", *WRONG])
 def test_a_damaged_state_is_none_and_is_written_anew(run, content):
     run.set_state(step=10)
     (run.path / "state.json").write_text(content)

@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,6 +29,9 @@ from sdscratch.errors import ConfigError, LostRankError, SdscratchError, Stopped
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.preemption import ANNOUNCEMENT, PASSED_ON, stopped
+
+JOB = "sdscratch-"
+"""How the names of the launchers' temporary folders begin."""
 
 
 def ranks_to_start(trainer: DictConfig) -> int:
@@ -108,7 +112,8 @@ def launch(cfg: DictConfig, count: int, folder: RunFolder) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it in one line
-    with tempfile.TemporaryDirectory(prefix="sdscratch-") as name, _kept_by_cleaners(name):
+    _remove_leftovers(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=JOB) as name, _in_use(name):
         job = Path(name)
         OmegaConf.save(cfg, job / "config.yaml")  # as it was composed, with interpolations: nobody else may read it
         write_json(job / "words.json", {"words": sys.argv[1:]})
@@ -182,8 +187,21 @@ def _note_end(folder: RunFolder, error: SdscratchError) -> None:
     folder.unlock()
 
 
+def _remove_leftovers(temporary: Path) -> None:
+    """The folders of launchers that were killed. One that is in use is locked before anything is written into it."""
+    for config in temporary.glob(f"{JOB}*/config.yaml"):
+        with suppress(OSError):  # someone else's
+            descriptor = os.open(config.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid == os.getuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(config.parent)
+            finally:
+                os.close(descriptor)
+
+
 @contextmanager
-def _kept_by_cleaners(folder: str) -> Iterator[None]:
+def _in_use(folder: str) -> Iterator[None]:
     """A locked folder is what systemd's cleaner of temporary files passes over, however old; runs last for weeks."""
     descriptor = os.open(folder, os.O_RDONLY)  # no child inherits it
     try:

@@ -25,12 +25,13 @@ from sdscratch.pipeline import TextToImage
 
 WITH_DEFAULTS = ("num_inference_steps", "guidance_scale", "sampler", "size")  # null: as the model says
 AS_GIVEN = ("negative_prompt", "guidance_rescale", "eta", "weights")
+MOST_PICTURES = 10_000  # all are drawn before the first is written
 LONGEST_NAME = 120  # bytes of the prompt in a file's name; file systems allow 255 in all
 
 
 def run(cfg: DictConfig) -> None:
     """Write `num_per_prompt` PNGs, each with all that it takes to draw it again in its text."""
-    check_whole("num_per_prompt", cfg.num_per_prompt)
+    check_whole("num_per_prompt", cfg.num_per_prompt, most=MOST_PICTURES)
     prompt = str(cfg.prompt)
     out = _writable(Path(cfg.out))
     pipe = TextToImage.from_pretrained(cfg.model, cfg.device)

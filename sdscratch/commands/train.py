@@ -36,12 +36,14 @@ from sdscratch.config import (
 )
 from sdscratch.console import say
 from sdscratch.data import BaseDataModule
+from sdscratch.data.loading import lost_workers_named
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, SdscratchError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
 from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
 from sdscratch.training import LatentDiffusion, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
+from sdscratch.training.optim import check_next_step
 from sdscratch.training.preemption import StopNow, StopSignals, stopped
 from sdscratch.training.rewind import Start, start_at, turn_back
 from sdscratch.training.step_callback import said_not_raised
@@ -125,6 +127,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     lineage = _first_weights(cfg, module) if start.checkpoint is None else {}
 
     def begin(trainer: L.Trainer, _: L.LightningModule) -> None:
+        check_next_step(trainer.optimizers[0])
         signals.at_boundaries = True
         if trainer.is_global_zero:
             _write_beginnings(folder, cfg)
@@ -142,7 +145,8 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
     loggers = build_named(cfg.logger) if ranks.is_first() else {}
     trainer = make_trainer(cfg, folder, callbacks, list(loggers.values()))
-    trainer.fit(module, datamodule, ckpt_path=start.checkpoint and str(start.checkpoint.path), weights_only=True)
+    with lost_workers_named(datamodule.num_workers, f"`sdscratch resume {folder.path}`"):
+        trainer.fit(module, datamodule, ckpt_path=start.checkpoint and str(start.checkpoint.path), weights_only=True)
     step, stop = trainer.global_step, ranks.highest(signals.number, trainer.strategy.root_device)
     signals.at_boundaries = False
     if stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -26,6 +27,7 @@ from sdscratch.errors import ConfigError
 
 HEADLINE = "the configuration does not fit the code:"
 MISSING = object()  # ???
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def check_config(cfg: DictConfig, declared: DictConfig | None = None) -> None:
@@ -79,6 +81,9 @@ def _value(node: DictConfig | ListConfig, name: Any, key: str, problems: list[st
         return UNKNOWN
     except OmegaConfBaseException as error:
         problems.append(f"{key}: {first_line(error)}")
+        return UNKNOWN
+    if isinstance(value, str) and UNWRITABLE.search(value):
+        problems.append(f"{key}: holds a NUL or half a character (a lone surrogate), which no file takes")
         return UNKNOWN
     return _examine(value, key, problems)
 

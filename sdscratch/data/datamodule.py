@@ -15,10 +15,14 @@ from torch.utils.data import DataLoader
 from sdscratch.data.batch import VALIDATION_SEED, Collate, ImageCollate, Sample
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.dataset import HeldOut, OnBad, ShardDataset
+from sdscratch.data.images import MAX_SIDE
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.loading import Loader, PositionSampler, stop_with_parent
 from sdscratch.data.order import Order, data_step
 from sdscratch.errors import ConfigError, DataError, check_whole
+
+MOST_WORKERS = 256
+"""Processes of one loader: more than any machine makes use of, and far fewer than bring it down."""
 
 
 class PositionDataset(Protocol):
@@ -38,9 +42,10 @@ class BaseDataModule(L.LightningDataModule, ABC):
 
     def __init__(self, resolution: int, global_batch_size: int, seed: int, num_workers: int, val_samples: int) -> None:
         super().__init__()
-        least = {"resolution": 1, "global_batch_size": 1, "num_workers": 0, "val_samples": 1}
-        for name, value in zip(least, (resolution, global_batch_size, num_workers, val_samples), strict=True):
-            check_whole(f"dataset.{name}", value, least[name])
+        check_whole("dataset.resolution", resolution, 1, MAX_SIDE)
+        check_whole("dataset.global_batch_size", global_batch_size)
+        check_whole("dataset.num_workers", num_workers, 0, MOST_WORKERS)
+        check_whole("dataset.val_samples", val_samples)
         self.resolution, self.global_batch_size, self.seed = resolution, global_batch_size, seed
         self.num_workers, self.val_samples = num_workers, val_samples
         self.start_step, self.skipped = 0, list[list[int]]()
@@ -232,7 +237,7 @@ class DataModule(BaseDataModule):
     def captions(self) -> Iterator[str]:
         index = self.indexes[0]
         for n in range(len(index)):
-            members = index.read(n)
+            members = index.read(n, only=("json", "txt"))
             yield from captions_of(members, record_of(members))
 
     def train_dataset(self) -> ShardDataset:

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_whole
 
 if TYPE_CHECKING:  # what only looks at pictures starts without it
     from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at their header
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE**2  # 200 MB decoded; larger pictures are refused at their header
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def check_resolution(resolution: int, factor: int, setting: str = "resolution") -> None:
     """Raise ConfigError, about `setting`, unless a VAE that shrinks by `factor` can take squares of `resolution` pixels."""
+    check_whole(setting, resolution, most=MAX_SIDE)
     if resolution < factor or resolution % factor:
         below = max(resolution // factor, 1) * factor
         raise ConfigError(

@@ -102,7 +102,7 @@ class ShardIndex:
             return whole.part(selection.rows, f"{whole.fingerprint} {selection.fingerprint}")
         manifest = Manifest.read(folder)
         shards = sorted(path.name for path in folder.glob("*.tar"))
-        sizes = [(folder / name).stat().st_size for name in shards]
+        sizes = [_size(folder / name) for name in shards]
         _compare(folder, manifest, shards, sizes)
 
         content = [f"{name} {size}" for name, size in zip(shards, sizes, strict=True)]
@@ -194,6 +194,13 @@ class ShardIndex:
         if not 0 <= n < len(self):
             raise IndexError(f"sample {n} of {len(self)}")
         return self.entries[n if self.rows is None else self.rows[n]]
+
+
+def _size(path: Path) -> int:
+    """Of a shard, in bytes. Raises DataError for what only has the name of one."""
+    if not path.is_file():
+        raise DataError(f"{path} is no file, but a folder, a pipe, or a link that leads nowhere. Move it elsewhere.")
+    return path.stat().st_size
 
 
 def _compare(folder: Path, manifest: Manifest | None, shards: list[str], sizes: list[int]) -> None:

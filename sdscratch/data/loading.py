@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from sdscratch.data.order import data_step
-from sdscratch.errors import ConfigError, SdscratchError
+from sdscratch.errors import ConfigError, LostWorkerError, SdscratchError
 
 
 class PositionSampler:
@@ -57,6 +59,28 @@ class Loader(DataLoader):
             yield from super().__iter__()
         except SdscratchError as error:
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+
+
+LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)"
+)
+
+
+@contextmanager
+def lost_workers_named(workers: int, remedy: str) -> Iterator[None]:
+    """Say in one line that a loader's process is gone, which torch may notice anywhere between two batches.
+
+    workers: how many a loader has. remedy: the command that goes on. Raises LostWorkerError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := LOST_WORKER.search(str(error))):
+            raise
+        raise LostWorkerError(
+            f"process {found[1]}, one of {workers} that read the data, {found[2]}; the system does that when memory runs "
+            f"out. Free some, or set a lower dataset.num_workers; {remedy} goes on from the newest checkpoint"
+        ) from error
 
 
 PR_SET_PDEATHSIG = 1

@@ -25,6 +25,12 @@ class Shard:
     sha256: str
     samples: int
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for values that are none of a shard's."""
+        texts, numbers = (self.name, self.sha256), (self.size, self.samples)
+        if not (all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)):
+            raise TypeError(f"{self} describes no shard")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -54,14 +60,18 @@ class Manifest:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is damaged ({error}). Delete the folder and write it again.") from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}. Mend that, or move it away.") from error
         try:
             if fields["format"] != FORMAT:
                 raise DataError(f"{path} has format {fields['format']!r}, this version reads {FORMAT}. Write it again.")
             shards = tuple(Shard(**shard) for shard in fields["shards"])
             counts = (fields["sources"], fields["licences"], fields.get("dropped", {}))
             manifest = cls(fields["kind"], fields["made_by"], shards, *counts)
+            if not all(isinstance(field, dict) for field in (manifest.made_by, *counts)):
+                raise TypeError("made_by, sources, licences and dropped are mappings")
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} is not a manifest of shards ({error!r}). Write the folder again.") from error
         if (

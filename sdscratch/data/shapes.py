@@ -20,7 +20,7 @@ from PIL import Image
 from sdscratch import randomness
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import write_shards
-from sdscratch.errors import DataError
+from sdscratch.errors import DataError, check_whole
 
 Split = Literal["train", "val", "unseen"]
 
@@ -172,8 +172,12 @@ def samples(split: Split, count: int, size: int, seed: int) -> Iterator[tuple[st
         )
 
 
+MAX_RESOLUTION = 1024  # pixels; a scene is drawn at four times its size
+
+
 def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int, seed: int = 0) -> list[Manifest]:
     """Draw `train/`, and `val/` of the same colour-shape pairs, into `folder`; what is there already is left alone."""
+    check_whole("resolution", resolution, 1, MAX_RESOLUTION)
     sizes: list[tuple[Split, int]] = [("train", count), ("val", val_count)]
     return [
         write_shards(

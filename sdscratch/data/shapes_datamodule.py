@@ -27,7 +27,7 @@ class ShapesDataModule(DataModule):
         num_workers: int = 0,
         val_samples: int = 256,
     ) -> None:
-        write_shapes(path, count, val_count, resolution, drawn_with)
         train, val = (str(Path(path) / split) for split in ("train", "val"))
         settings: dict[str, Any] = {"num_workers": num_workers, "val_samples": val_samples}
         super().__init__(train, resolution, global_batch_size, seed, val_path=val, **settings)
+        write_shapes(path, count, val_count, resolution, drawn_with)

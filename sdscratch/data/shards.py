@@ -69,7 +69,9 @@ class ShardFolder:
             return manifest
         present = manifest.made_by if manifest is not None else None
         if present is None and marker.exists():
-            present = json.loads(marker.read_text(encoding="utf-8"))
+            present = read_json(marker)
+            if not present:
+                raise DataError(f"{marker} is damaged: what made {self.path} is unknown. Delete that folder.")
         if present is None and any(self.path.glob("*.tar")):
             raise DataError(
                 f"{self.path} already holds tar files without a manifest. Choose another folder to write to."
@@ -87,8 +89,10 @@ class ShardFolder:
 
     def has(self, name: str) -> bool:
         """Whether that shard was written already, by this job or by one that was stopped."""
-        shard = read_json(self._side_car(name)).get("shard", {})
-        return shard is None or self._holds(shard)
+        side_car = read_json(self._side_car(name))
+        if not side_car.keys() >= {"shard", "kinds", "sources", "licences", "dropped"}:
+            return False
+        return side_car["shard"] is None or self._holds(side_car["shard"])
 
     def write(self, name: str, samples: Iterable[Sample | Dropped]) -> None:
         """Write one shard, and beside it what `finish` needs to know of it.

@@ -31,11 +31,11 @@ def members(path: Path) -> Iterator[Member]:
     Raises DataError naming the file and the place when a header is damaged, when the file ends too early, or when a
     name is none that a data set should hold (other than letters, digits and `_-./ `, or with `..` in it).
     """
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield from _members(path, descriptor, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
+        with open(path, "rb") as file:
+            yield from _members(path, file.fileno(), os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. Restore or delete it.") from error
 
 
 def _members(path: Path, descriptor: int, end: int) -> Iterator[Member]:

@@ -18,10 +18,13 @@ from torch import Tensor
 from sdscratch.diffusion.choices import check_choice
 from sdscratch.diffusion.prediction import PREDICTION_TYPES, Scales
 from sdscratch.diffusion.timesteps import TIMESTEP_SPACINGS, spaced_timesteps
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, check_whole
 
 LARGEST_SIGMA = 1e8
 """Stands for the infinite sigma of pure noise: in float32, latents + 1e8 * noise is 1e8 * noise."""
+
+LEAST_SIGNAL = 2.0**-24
+"""The share of latents in a noisy mix below which float32 rounds them away: what is left is the noise alone."""
 
 KINDS = ("scaled_linear", "linear", "cosine")
 
@@ -106,10 +109,11 @@ class NoiseSchedule:
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         if prediction_type == "flow_prediction":
             raise ConfigError("prediction_type=flow_prediction has its own schedule; use objective=flow_matching.")
-        if prediction_type == "epsilon" and self.rescale_zero_terminal_snr:
+        if prediction_type == "epsilon" and float(self.alphas_cumprod[-1]) < LEAST_SIGNAL**2:
+            remedy = "rescale_zero_terminal_snr=false" if self.rescale_zero_terminal_snr else "a lower beta_end"
             raise ConfigError(
                 "prediction_type=epsilon cannot work with zero terminal SNR: the last timestep is pure noise, and "
-                "naming it says nothing about the latents. Use v_prediction, or rescale_zero_terminal_snr=false."
+                f"naming it says nothing about the latents. Use v_prediction, or {remedy}."
             )
 
     def _betas(self) -> Tensor:
@@ -153,11 +157,12 @@ class FlowSchedule:
     def grid(self, num_inference_steps: int) -> Grid:
         """What a sampler of so many steps visits: s from 1 - 1 / num_train_timesteps to 0 in equal steps.
 
+        Raises ConfigError for more steps than there are whole timesteps.
+
         The network is told whole timesteps, rounded down. All this is as in diffusers' DPMSolverMultistepScheduler with
         use_flow_sigmas, operation for operation, because rounding down forgives no last bit.
         """
-        if num_inference_steps < 1:
-            raise ConfigError(f"num_inference_steps is {num_inference_steps}; expected at least 1.")
+        check_whole("num_inference_steps", num_inference_steps, 1, self.num_train_timesteps)
         s = (1 - np.linspace(1, 1 / self.num_train_timesteps, num_inference_steps + 1))[::-1].copy()
         timesteps = (s[:-1] * self.num_train_timesteps).astype(np.int64)
         return Grid(torch.from_numpy(timesteps), torch.from_numpy(s / (1 - s)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from sdscratch.errors import ConfigError, check_whole
 
@@ -17,6 +20,33 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def check_next_step(optimizer: Optimizer) -> None:
+    """Raise ConfigError unless it can take a step from where it is: tried with copies of the smallest tensor of each group.
+
+    What an optimizer makes of dense gradients, of a device, or of a state that was written under other settings, it says no
+    sooner than at its step.
+    """
+    groups = [dict(group) for group in optimizer.param_groups if group["params"]]
+    smallest = [min(group["params"], key=torch.numel) for group in groups]
+    for group, parameter in zip(groups, smallest, strict=True):
+        group["params"] = [nn.Parameter(parameter.detach().clone())]
+        group["params"][0].grad = torch.zeros_like(parameter)
+    name = type(optimizer).__name__
+    try:
+        trial = type(optimizer)(groups)  # type: ignore[call-arg]
+        trial.defaults |= optimizer.defaults
+        for group, parameter in zip(groups, smallest, strict=True):
+            if parameter in optimizer.state:
+                trial.state[group["params"][0]] = deepcopy(optimizer.state[parameter])
+        trial.step()
+    except Exception as error:  # each optimizer has its own way to say so
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"optimizer: {name} cannot take the next step with these settings ({reason}). Set back what was changed, "
+            "or choose another option of optimizer="
+        ) from error
 
 
 class WarmupCosine:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from sdscratch.console import warn
-from sdscratch.errors import CannotWriteError, check_whole
+from sdscratch.errors import CannotWriteError, RunFolderError, check_whole
 from sdscratch.training.stage import Stage
 
 
@@ -49,8 +49,8 @@ class StepCallback(L.Callback):
 
 @contextmanager
 def said_not_raised(consequence: str) -> Iterator[None]:
-    """Say on stderr that a file cannot be written, and go on: training is worth more than what accompanies it."""
+    """Say on stderr that a file cannot be written or read, and go on: training is worth more than what accompanies it."""
     try:
         yield
-    except (OSError, CannotWriteError) as error:
+    except (OSError, CannotWriteError, RunFolderError) as error:
         warn(f"{consequence}: {error}")

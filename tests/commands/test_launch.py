@@ -8,7 +8,7 @@ import os
 import pytest
 
 from sdscratch.cli import main
-from sdscratch.commands.launch import Outcome, _kept_by_cleaners, _note_end, _why, ranks_to_start
+from sdscratch.commands.launch import Outcome, _in_use, _note_end, _remove_leftovers, _why, ranks_to_start
 from sdscratch.config import compose
 from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
@@ -90,10 +90,25 @@ def test_the_command_ends_as_the_rank_that_knows_why(tmp_path, exit_codes, outco
 def test_cleaners_find_the_folder_that_ranks_share_locked(tmp_path):
     """They try for an exclusive lock, and pass over what they do not get."""
     cleaner = os.open(tmp_path, os.O_RDONLY)
-    with _kept_by_cleaners(str(tmp_path)), pytest.raises(BlockingIOError):
+    with _in_use(str(tmp_path)), pytest.raises(BlockingIOError):
         fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(cleaner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(cleaner)
+
+
+def test_folders_of_killed_launchers_are_removed_and_those_in_use_are_not(tmp_path):
+    dead, live, young, other = (
+        tmp_path / name for name in ("sdscratch-dead", "sdscratch-live", "sdscratch-y", "other")
+    )
+    for folder in (dead, live, young, other):
+        folder.mkdir()
+    for folder in (dead, live, other):
+        (folder / "config.yaml").touch()
+    (tmp_path / "sdscratch-link").symlink_to(other)
+    with _in_use(str(live)):
+        _remove_leftovers(tmp_path)
+    assert not dead.exists()
+    assert (live / "config.yaml").exists() and young.exists() and (other / "config.yaml").exists()
 
 
 def test_ranks_that_end_before_there_is_a_folder_leave_none(tmp_path):

@@ -22,6 +22,12 @@ def test_the_small_conf_fits_the_code(conf):
     check_config(compose("train", ["phase=late", "callbacks=none", "callbacks={}"][:2]))
 
 
+@pytest.mark.parametrize("text", ["a\ud800b", "\udcff", "a\0b"], ids=ascii)
+def test_text_that_no_file_takes_is_refused_by_its_key(text):
+    with pytest.raises(ConfigError, match=r"a\.b\[1\]: holds a NUL or half a character"):
+        check_config(OmegaConf.create({"a": {"b": ["fine", text]}}))
+
+
 def test_every_mistake_of_an_experiment_is_told_at_once(conf):
     add(
         conf,

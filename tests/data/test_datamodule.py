@@ -9,6 +9,7 @@ from tiny_shards import image_samples, latent_samples
 from torch import nn
 
 from sdscratch.data import DataModule, ImageCollate, LatentCollate
+from sdscratch.data.index import OpenFiles
 from sdscratch.data.loading import PositionSampler
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
@@ -137,6 +138,31 @@ def test_image_batches_hold_what_they_say_and_latents_are_none(image_shards, lat
     made.collate = ImageCollate()
     with pytest.raises(DataError, match="latents, but this stage trains on images"):
         next(iter(made.train_dataloader()))
+
+
+def test_listing_captions_reads_no_picture(image_shards, monkeypatch):
+    """Of a large set that would take hours."""
+    made, read = DataModule(str(image_shards), 8, 4, seed=0), 0
+    index = made.indexes[0]
+    whole = sum(len(data) for n in range(len(index)) for data in index.read(n).values())
+    from_file = OpenFiles.read
+
+    def counted(files: OpenFiles, path: str, offset: int, size: int) -> bytes:
+        nonlocal read
+        read += size
+        return from_file(files, path, offset, size)
+
+    monkeypatch.setattr(OpenFiles, "read", counted)
+    assert len(list(made.captions())) == 2 * len(index)
+    assert 0 < read < whole / 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"resolution": 10**6}, {"num_workers": 10**5}, {"val_samples": 0}, {"resolution": 10**20}]
+)
+def test_numbers_beyond_every_machine_are_refused_before_a_shard_is_opened(wrong):
+    with pytest.raises(ConfigError, match=f"dataset.{next(iter(wrong))} is .* expected a whole number"):
+        DataModule("nowhere", **{"resolution": 8, "global_batch_size": 4, "seed": 0, **wrong})
 
 
 def test_captions_are_dropped_and_timesteps_drawn_at_their_rates(latent_shards):

@@ -95,6 +95,14 @@ def test_a_read_only_folder_is_left_as_it_is(image_shards, cache):
         image_shards.chmod(0o755)
 
 
+def put_into_manifest(folder: Path, **values: object) -> None:
+    """Replace fields of the first shard, or of the whole."""
+    fields = json.loads((folder / MANIFEST).read_text())
+    for name, value in values.items():
+        (fields["shards"][0] if name in fields["shards"][0] else fields)[name] = value
+    (folder / MANIFEST).write_text(json.dumps(fields))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -112,6 +120,18 @@ def test_a_read_only_folder_is_left_as_it_is(image_shards, cache):
         (lambda folder: [path.unlink() for path in folder.iterdir()], "no shards in .*data shapes"),
         (lambda folder: (folder / MANIFEST).rename(folder / "unfinished.json"), "never finished"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json is damaged"),
+        (lambda folder: (folder / MANIFEST).write_text("[" * 10**5), "manifest.json is damaged"),
+        (lambda folder: put_into_manifest(folder, name=5), "is not a manifest of shards"),
+        (lambda folder: put_into_manifest(folder, size="1"), "is not a manifest of shards"),
+        (lambda folder: put_into_manifest(folder, samples=None), "is not a manifest of shards"),
+        (lambda folder: put_into_manifest(folder, shards=None), "is not a manifest of shards"),
+        (lambda folder: put_into_manifest(folder, made_by=None), "is not a manifest of shards"),
+        (lambda folder: put_into_manifest(folder, sources=[1]), "is not a manifest of shards"),
+        (lambda folder: [(folder / MANIFEST).unlink(), (folder / MANIFEST).mkdir()], "manifest.json cannot be read"),
+        (lambda folder: (folder / "1.tar").mkdir(), "1.tar is no file"),
+        (lambda folder: (folder / "1.tar").symlink_to("nowhere"), "1.tar is no file"),
+        (lambda folder: (folder / "1.tar").symlink_to("1.tar"), "1.tar is no file"),
+        (lambda folder: os.mkfifo(folder / "1.tar"), "1.tar is no file"),
     ],
 )
 def test_a_folder_that_differs_from_its_manifest_is_refused(image_shards, damage, message):
@@ -267,6 +287,12 @@ def test_other_processes_read_the_same(image_shards, method):
     child.start()
     assert results.get(timeout=60) == here
     child.join()
+
+
+def test_only_the_members_that_are_wanted_are_read(image_shards):
+    index = ShardIndex.open(image_shards)
+    whole, part = index.read(0), index.read(0, only=("json", "txt"))
+    assert part == {suffix: whole[suffix] for suffix in ("json", "txt")} and whole.keys() - part.keys() == {"png"}
 
 
 def test_few_files_stay_open_and_none_travels(tmp_path):

@@ -202,3 +202,25 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CannotWriteError, match="cannot write .*file"):
         write_shards(tmp_path / "file" / "shards", image_samples(1), MADE_BY)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\udcff"])
+def test_a_damaged_mark_of_an_unfinished_folder_is_named_and_nothing_is_written(tmp_path, content):
+    (tmp_path / "unfinished.json").write_bytes(content.encode(errors="surrogateescape"))
+    (tmp_path / "00000.tar").write_bytes(b"someone's")
+    with pytest.raises(DataError, match="unfinished.json is damaged: what made"):
+        write_shards(tmp_path, image_samples(3), {"what": "noise"})
+    assert (tmp_path / "00000.tar").read_bytes() == b"someone's"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"shard": null}', '{"shard": 5}', "[]", "{"])
+def test_a_shard_whose_side_car_is_damaged_is_written_again(tmp_path, content):
+    folder = ShardFolder(tmp_path / "made", {"what": "noise"})
+    folder.claim()
+    folder.write("00000.tar", image_samples(3))
+    whole = (tmp_path / "made" / "00000.tar.json").read_text()
+    assert folder.has("00000.tar")
+    (tmp_path / "made" / "00000.tar.json").write_text(content)
+    assert not folder.has("00000.tar")
+    (tmp_path / "made" / "00000.tar.json").write_text(whole)
+    assert folder.has("00000.tar")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -35,6 +37,33 @@ def test_alphas_cumprod_equal_diffusers(kind, num_train_timesteps, rescale):
         kind=kind, num_train_timesteps=num_train_timesteps, rescale_zero_terminal_snr=rescale
     )
     torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, atol=1e-7, rtol=0)
+
+
+USUAL = [
+    NoiseSchedule(),
+    NoiseSchedule("cosine"),
+    NoiseSchedule("linear", beta_start=1e-4, beta_end=0.02),
+]
+WITHOUT_SIGNAL = [
+    NoiseSchedule(beta_end=0.1),
+    NoiseSchedule(beta_end=0.9),
+    NoiseSchedule(rescale_zero_terminal_snr=True),
+]
+
+
+@pytest.mark.parametrize("schedule", [*USUAL, *WITHOUT_SIGNAL], ids=str)
+def test_epsilon_is_refused_where_float32_rounds_the_latents_away_at_the_last_timestep(schedule):
+    last = schedule.scales(torch.tensor([schedule.num_train_timesteps - 1]))
+    latents_are_lost = bool(torch.ones(1) * last.signal + last.noise_level == last.noise_level)
+    assert latents_are_lost == (schedule in WITHOUT_SIGNAL)
+    schedule.check_prediction_type("v_prediction")
+    with pytest.raises(ConfigError, match="zero terminal SNR") if latents_are_lost else nullcontext():
+        schedule.check_prediction_type("epsilon")
+
+
+def test_more_steps_of_a_flow_than_there_are_timesteps_are_refused():
+    with pytest.raises(ConfigError, match="num_inference_steps is 1000000000: .* at most 1000"):
+        FlowSchedule().grid(10**9)
 
 
 def test_the_default_is_the_schedule_of_stable_diffusion():

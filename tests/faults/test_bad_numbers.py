@@ -84,6 +84,7 @@ def test_a_bad_step_is_not_taken_and_nothing_else_is_lost(server, train_words, r
         assert differing_rows(again, run) == 0
         assert state_hashes(again) == state_hashes(run)
         assert (again.path / "bad_steps.jsonl").read_text() == (run.path / "bad_steps.jsonl").read_text()
+    print(f"{INJECTIONS} injections, {INJECTIONS} steps not taken, 0 rows and 0 bits differ after a resume")
 
 
 @pytest.mark.parametrize("world", [1, 2] if LONG else [2])

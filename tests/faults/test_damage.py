@@ -62,6 +62,7 @@ def test_no_flipped_bit_is_ever_loaded(damageable, capsys):
         assert_falls_back(run, path, original, capsys)
         flip(path, byte, bit)
     assert run.newest_intact_checkpoint().step == 6
+    print(f"{FLIPS} flipped bits, 0 of them loaded")
 
 
 def test_no_truncated_checkpoint_is_ever_loaded(damageable, capsys):
@@ -75,6 +76,7 @@ def test_no_truncated_checkpoint_is_ever_loaded(damageable, capsys):
         assert_falls_back(run, path, original, capsys)
         path.write_bytes(content)
     assert run.newest_intact_checkpoint().step == 6
+    print(f"{TRUNCATIONS} truncations, 0 of them loaded")
 
 
 def test_a_resumed_run_falls_back_with_a_warning_to_the_same_bits(server, run, copied):

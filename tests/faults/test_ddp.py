@@ -164,8 +164,9 @@ def test_a_step_costs_one_all_reduce_of_gradients_and_one_small_one_however_much
     words = train_words(
         tmp_path, "max_steps=6", "callbacks.checkpoints=null", f"trainer.accumulate_grad_batches={accumulate}"
     )
-    finished(Job(server, ["python", str(script), str(out), *words]).wait())
-    _, first, *steps, _ = json.loads(out.read_text())  # what comes before the first step, and after the last
+    finished(Job(server, ["python", str(script), str(out), *words]).wait(300))  # the profile takes long to be read
+    # What comes before the trial of a step, before the first one, and after the last.
+    _, _, first, *steps, _ = json.loads(out.read_text())
     assert len(steps) == 4
     for said in steps:
         assert said == ["c10d::allreduce_", "c10d::allreduce_"], (first, steps)

@@ -88,6 +88,12 @@ def node(target: str, arguments: str, shape: str) -> str:
     return SHAPES[shape].format(call=call, partial=call[:-1] + ", _partial_: true}")
 
 
+def test_there_are_at_least_60_payloads():
+    count = len(CALLS) * len(SHAPES) + len(PLACES) + len(FILES)
+    print(f"{count} payloads by configurations")
+    assert len(CALLS) + len(PLACES) + len(FILES) >= 60
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("target", CALLS)
 def test_no_target_runs_code(target, shape):

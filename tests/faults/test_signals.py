@@ -14,6 +14,7 @@ from ranks import Job
 from sdscratch.run_folder import RunFolder
 
 STOPS = 25 if LONG else 3  # of one process, and as many of two ranks
+TWICE = 10 if LONG else 1
 SECONDS = 5
 RUN = (
     "max_steps=16",
@@ -93,12 +94,13 @@ def test_stopped_at_random_times_by_a_signal_to_one_rank_or_to_every_process(
                 assert {attempt.rc for attempt in job.wait()} == {0}
         assert differing_rows(run, whole) == 0
         assert state_hashes(run) == state_hashes(whole)
+    print(f"{kind.__name__}: {stops} stops in {number} runs, 0 rows and 0 bits differ")
 
 
 def test_a_second_signal_ends_it_at_once_and_leaves_no_corrupt_file(server, train_words, kind, tmp_path):
     words = train_words(tmp_path, *ENDLESS, "resume_from=auto", "callbacks.checkpoints.every=4")
     run = RunFolder(tmp_path / "tiny")
-    for _ in range(10 if LONG else 1):
+    for _ in range(TWICE):
         job = kind(server, words)
         wait_until(lambda job=job: "samples per step" in job.ranks[0].output() and bool(run.checkpoints()), 60)
         job.kill(signal.SIGTERM, 0)
@@ -110,6 +112,7 @@ def test_a_second_signal_ends_it_at_once_and_leaves_no_corrupt_file(server, trai
         assert attempts[0].rc == 143
         assert all(checkpoint.is_intact() for checkpoint in run.checkpoints())
         assert run.newest_intact_checkpoint() is not None
+    print(f"{kind.__name__}: {TWICE} times told twice, 0 damaged files")
 
 
 def test_before_its_first_step_a_run_stops_at_once(server, train_words, tmp_path):

@@ -130,6 +130,8 @@ def watched(cut_after: int | None = None) -> Iterator[tuple[list[list[int]], lis
         return losses(module, batch)
 
     def note_rate(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not positions:
+            return  # it was only tried whether a step can be taken
         rate, *others = {group["lr"] for group in optimizer.param_groups}
         assert not others
         rates.append(rate)

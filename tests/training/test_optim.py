@@ -16,7 +16,8 @@ from torch import nn
 from sdscratch.commands.train import train
 from sdscratch.errors import ConfigError
 from sdscratch.models import UNet
-from sdscratch.training.optim import WarmupConstant, WarmupCosine, parameter_groups
+from sdscratch.run_folder import RunFolder
+from sdscratch.training.optim import WarmupConstant, WarmupCosine, check_next_step, parameter_groups
 
 SHORT = (*SMALLER, "max_steps=8", "callbacks.checkpoints.every=4")
 
@@ -129,6 +130,44 @@ def test_frozen_parameters_are_not_given_to_the_optimizer():
     network[0].requires_grad_(False)
     given = [p for group in parameter_groups(network, 0.01) for p in group["params"]]
     assert {id(p) for p in given} == {id(p) for p in network[1].parameters()}
+
+
+STATEFUL = [
+    torch.optim.AdamW,
+    partial(torch.optim.AdamW, amsgrad=True, fused=True),
+    torch.optim.Adafactor,
+    partial(torch.optim.SGD, momentum=0.9),
+]
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_trying_the_next_step_changes_nothing(make):
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    optimizer = make(parameter_groups(network, 0.1), lr=0.1)
+    for _ in range(2):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before, state = deepcopy(network.state_dict()), deepcopy(optimizer.state_dict())
+        check_next_step(optimizer)
+        assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+        torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("wrong", [torch.optim.SparseAdam, partial(torch.optim.AdamW, differentiable=True)])
+def test_an_optimizer_that_could_take_no_step_is_refused(wrong):
+    with pytest.raises(ConfigError, match="cannot take the next step with these settings"):
+        check_next_step(wrong(parameter_groups(nn.Linear(2, 2), 0.0)))
+
+
+def test_a_setting_that_the_checkpoint_has_no_state_for_is_refused_and_the_run_left_alone(tiny_config):
+    with pytest.raises(PowerCut), watched(cut_after=5):
+        train(tiny_config(*SHORT))
+    run = RunFolder(tiny_config().paths.runs + "/tiny")
+    before = {path: path.read_bytes() for path in run.path.glob("*.*")}
+    with pytest.raises(ConfigError, match=r"AdamW cannot take .*max_exp_avg_sq"):
+        train(tiny_config(*SHORT, "resume_from=auto", "+optimizer.amsgrad=true"))
+    assert {path: path.read_bytes() for path in run.path.glob("*.*")} == before
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e6])
