@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdscratch.config.declared import plain_problems
@@ -67,7 +68,7 @@ def _examine(node: Any, key: str, problems: list[str]) -> Any:
         values[name] = UNKNOWN
     if isinstance(node, ListConfig):
         return list(values.values())
-    return _bind(values, key, problems) if "_target_" in values else values
+    return _bind(node, values, key, problems) if "_target_" in values else values
 
 
 def _value(node: DictConfig | ListConfig, name: Any, key: str, problems: list[str]) -> Any:
@@ -83,7 +84,7 @@ def _value(node: DictConfig | ListConfig, name: Any, key: str, problems: list[st
     return _examine(value, key, problems)
 
 
-def _bind(values: dict[Any, Any], key: str, problems: list[str]) -> Any:
+def _bind(node: DictConfig, values: dict[Any, Any], key: str, problems: list[str]) -> Any:
     """Bind the values of a `_target_` node as the call would."""
     # No _convert_: every object gets plain lists and dicts.
     target, arguments = values.pop("_target_"), values.pop("_args_", [])
@@ -105,10 +106,20 @@ def _bind(values: dict[Any, Any], key: str, problems: list[str]) -> Any:
     given.update(values)
     for name, value in given.items():
         if problem := _misfit(name, value, takes, free=[known for known in takes.hints if known not in given]):
-            problems.append(f"{join(key, name)}: {target} {problem}")
+            copied = _copied(node, name) if name in takes.hints else ""
+            said = f"{copied}: {join(key, name)}" if copied else f"{join(key, name)}: {target}"
+            problems.append(f"{said} {problem}")
     if not partial:
         problems += [f"{join(key, n)}: required by {target}, but not set" for n in takes.required if n not in given]
     return Built(target)
+
+
+def _copied(node: DictConfig, name: str) -> str:
+    """The key whose value this one is, by an interpolation of nothing else: that is where the user has set it."""
+    written = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(written, dict)
+    copy = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(written.get(name)))
+    return copy[1] if copy else ""
 
 
 def _misfit(name: str, value: Any, takes: Signature, free: list[str]) -> str:
