@@ -27,6 +27,7 @@ from sdscratch.errors import ConfigError
 
 HEADLINE = "the configuration does not fit the code:"
 MISSING = object()  # ???
+NOT_SET = ": required, but not set"
 
 
 def check_config(cfg: DictConfig, declared: DictConfig | None = None) -> None:
@@ -40,6 +41,11 @@ def check_config(cfg: DictConfig, declared: DictConfig | None = None) -> None:
     """
     if problems := [*(plain_problems(cfg, declared) if declared is not None else []), *object_problems(cfg)]:
         raise ConfigError(screen(HEADLINE, problems))
+
+
+def missing_keys(cfg: DictConfig) -> list[str]:
+    """The dotted keys that are ???, but for those which the code adds to partial objects."""
+    return [problem.removesuffix(NOT_SET) for problem in object_problems(cfg) if problem.endswith(NOT_SET)]
 
 
 def object_problems(cfg: DictConfig) -> list[str]:
@@ -64,7 +70,7 @@ def _examine(node: Any, key: str, problems: list[str]) -> Any:
     if values.get("_partial_") is True:
         values = {name: value for name, value in values.items() if value is not MISSING}
     for name in [name for name, value in values.items() if value is MISSING]:
-        problems.append(f"{keys[name]}: required, but not set")
+        problems.append(f"{keys[name]}{NOT_SET}")
         values[name] = UNKNOWN
     if isinstance(node, ListConfig):
         return list(values.values())
