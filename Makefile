@@ -22,23 +22,24 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 install: $(READY)
+	@echo "now: source $(BIN)/activate    which puts sdscratch on your PATH"
 
-quickstart: install
+quickstart: $(READY)
 	$(BIN)/sdscratch quickstart
 
-curriculum-mini: install
+curriculum-mini: $(READY)
 	$(BIN)/python experiments/2026-11-26-curriculum-mini/run.py
 
-check: install
+check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: install
+test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
-faults: install
+faults: $(READY)
 	SDS_FAULTS=long $(BIN)/python -m pytest tests/faults -v -s --timeout=3600
 
 clean:

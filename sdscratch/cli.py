@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,16 +22,23 @@ from sdscratch.console import forget_lost_readers
 from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError, out_of_memory
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from sdscratch.config import Group
 
 
 class Verb(NamedTuple):
-    """module: below sdscratch.commands. config: below conf/; None for verbs that take a run instead: `VERB RUN`."""
+    """module: below sdscratch.commands. config: below conf/; None for verbs that take a run instead: `VERB RUN`.
+
+    arguments, about_them: for its help, where no configuration says what it takes.
+    """
 
     module: str
     config: str | None
     help: str
     examples: tuple[str, ...]
+    arguments: str = "[key=value ...]"
+    about_them: str = ""
 
 
 VERBS = {
@@ -86,6 +92,13 @@ VERBS = {
         None,
         "Continue a run from its newest valid checkpoint, with the configuration that it was started with.",
         ("sdscratch resume runs/try1", "sdscratch resume runs/try1 max_steps=60 optimizer.lr=5.0e-4"),
+        "RUN [key=value ...]",
+        """\
+Set any key of the run's own configuration, RUN/recipe.yaml; `sdscratch train --help` lists and explains the keys.
+  max_steps=60                       a new length, which the learning rate follows
+  resume.allow_change=[global_batch_size] global_batch_size=8
+                                     what makes a run what it is (model, data, seed, ...) changes only with permission
+Not name, paths and init_from: with others it would be another run.""",
     ),
     "checkpoints": Verb(
         "checkpoints",
@@ -96,12 +109,21 @@ VERBS = {
             "sdscratch checkpoints runs/try1 verify",
             "sdscratch checkpoints runs/try1 prune keep_last=1 keep_best=0",
         ),
+        "RUN [verify | prune [key=value ...]]",
+        """\
+Without a word more: step, samples, size and validation loss of each.
+  verify         read every byte, and compare it with what was written; exit code 2 where one differs
+  prune          remove all but the following; keys that are not given are as the run was configured
+    keep_last=N    the N newest, at least 1
+    keep_every=N   those of steps that are multiples of N
+    keep_best=N    the N of the lowest validation loss""",
     ),
     "sweep-table": Verb(
         "sweep_table",
         None,
         "What a sweep has found: its runs, best first, as a table, a picture, CSV and JSON.",
         ("sdscratch sweep-table runs/lr",),
+        "SWEEP",
     ),
     "dashboard": Verb(
         "dashboard",
@@ -144,7 +166,10 @@ VERBS = {
         "data_encode",
         "data/encode",
         "Encode image shards into latent shards with a trained VAE.",
-        ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/vae resolution=32",),
+        ("sdscratch data encode path=data/shapes/train out=data/latents/train model=runs/quickstart resolution=32",),
+        about_them="""\
+`sdscratch data shapes out=data/shapes` draws these pictures, `sdscratch quickstart` trains this VAE. Any folder of image shards
+will do, and any model folder, or run of stage=autoencoder.""",
     ),
     "data stats": Verb(
         "data_stats",
@@ -180,12 +205,11 @@ VERBS = {
         (
             'sdscratch sample prompt="a red circle on a blue background"',
             'sdscratch sample model=runs/try1 prompt="a sunset, cinematic (4k)" seed=3',
+            "sdscratch sample prompt='[a red circle, \"a blue ring, on the left\"]' num_per_prompt=4",
+            "sdscratch sample batch=prompts.txt out=pictures",
         ),
     ),
 }
-
-FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch", "where")
-"""Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
 CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -233,6 +257,8 @@ def _complain(error: Exception, exit_code: int) -> int:
 def _dispatch(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(VERBS))
+    elif words[0] == "help":
+        _dispatch([*words[1:], "--help"])
     elif words[0] == "--version":
         print(__version__)
     elif (name := " ".join(words[:2])) in VERBS:
@@ -258,7 +284,15 @@ def _nearest(word: str, verbs: dict[str, Verb]) -> str:
 def _overview(verbs: dict[str, Verb]) -> str:
     width = max(map(len, verbs))
     lines = [f"  {name:{width}}  {verb.help}" for name, verb in verbs.items()]
-    return "\n".join(["usage: sdscratch VERB [key=value ...]", "", *lines, "", "sdscratch VERB --help tells more."])
+    return "\n".join(
+        [
+            "usage: sdscratch VERB [key=value ...]",
+            "",
+            *lines,
+            "",
+            "`sdscratch VERB --help` shows examples, and every key.",
+        ]
+    )
 
 
 def _run(name: str, words: list[str]) -> None:
@@ -273,7 +307,7 @@ def _run(name: str, words: list[str]) -> None:
 
     from sdscratch import config
 
-    overrides = _quoted(verb.config, options.overrides)
+    overrides = config.quoted(verb.config, options.overrides)
     if options.config_dir:
         overrides.append(_search_in(options.config_dir))
         if verb.config == "curriculum":  # its phases are composed apart
@@ -293,8 +327,21 @@ def _run(name: str, words: list[str]) -> None:
     else:
         cfg = config.compose(verb.config, overrides)
         if name != "doctor":  # it fills in what a run would have to say
-            config.check_config(cfg)
+            _check(name, verb, cfg)
         import_module(f"sdscratch.commands.{verb.module}").run(cfg)
+
+
+def _check(name: str, verb: Verb, cfg: DictConfig) -> None:
+    """Raise ConfigError where the configuration does not fit, with a whole command line where it lacks something."""
+    from sdscratch.config import check_config, missing_keys
+
+    try:
+        check_config(cfg)
+    except ConfigError as error:
+        if not missing_keys(cfg):
+            raise
+        advice = f"for example: {verb.examples[0]}\nall choices and keys: sdscratch {name} --help"
+        raise ConfigError(f"{error}\n{advice}") from error
 
 
 def _run_on_a_run(name: str, verb: Verb, words: list[str]) -> None:
@@ -304,55 +351,6 @@ def _run_on_a_run(name: str, verb: Verb, words: list[str]) -> None:
         raise ConfigError(f"{name} needs a run, as in `{verb.examples[0]}`")
     else:
         import_module(f"sdscratch.commands.{verb.module}").run(words[0], words[1:])
-
-
-def _quoted(verb_config: str, overrides: list[str]) -> list[str]:
-    """Overrides with free text in Hydra's quotes. A config group of that name (train's `model`) is no free text."""
-    if verb_config == "curriculum":
-        overrides = [_quoted_words(word) for word in overrides]
-    matches = [re.fullmatch(rf"(\+{{0,2}}({'|'.join(FREE_TEXT)}))=(.*)", word, re.DOTALL) for word in overrides]
-    if not any(matches):
-        return overrides
-    from sdscratch.config import config_groups, literal
-
-    groups = config_groups(verb_config)
-    return [
-        f"{match[1]}={literal(match[3])}" if match and match[2] not in groups else word
-        for word, match in zip(overrides, matches, strict=True)
-    ]
-
-
-def _quoted_words(word: str) -> str:
-    """train=[a=b,c=[1,2]] with Hydra's quotes around the words in it, so that they need none on the command line.
-
-    overrides.PHASE=[...] gets the ++ by which Hydra takes a key that is not there yet.
-    """
-    if word.startswith("overrides="):
-        return f"++{word}"
-    match = re.fullmatch(r"(?:\+{0,2})(train|overrides\.[\w.-]+)=\[(.*)\]", word, re.DOTALL)
-    if not match:
-        return word
-    from sdscratch.config import literal
-
-    words = [text if text[0] in "\"'" else literal(text) for text in map(str.strip, _at_commas(match[2])) if text]
-    return f"{'' if match[1] == 'train' else '++'}{match[1]}=[{','.join(words)}]"
-
-
-def _at_commas(text: str) -> list[str]:
-    """Text cut at the commas that stand in no brackets and no quotes."""
-    parts, depth, quote = [""], 0, ""
-    for sign in text:
-        if sign == "," and not depth and not quote:
-            parts.append("")
-            continue
-        parts[-1] += sign
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "\"'":
-            quote = sign
-        else:
-            depth += (sign in "[({") - (sign in "])}")
-    return parts
 
 
 def _search_in(folder: str) -> str:
@@ -389,9 +387,10 @@ FLAGS = """\
 
 
 def _help(name: str, verb: Verb, overrides: list[str]) -> str:
-    argument = "RUN " if verb.config is None else ""
-    sections = [f"usage: sdscratch {name} {argument}[key=value ...]", verb.help]
+    sections = [f"usage: sdscratch {name} {verb.arguments}", verb.help]
     sections.append("\n".join(["Examples:", *(f"  {example}" for example in verb.examples)]))
+    if verb.about_them:
+        sections.append(verb.about_them)
     if verb.config is not None:
         from sdscratch.config import compose, config_groups, to_yaml
 
@@ -399,7 +398,10 @@ def _help(name: str, verb: Verb, overrides: list[str]) -> str:
             lines = [f"  {key}: {_marked(group)}" for key, group in groups.items() if group.options]
             sections.append("\n".join(["Choose an option of a group, as in group=option:", *lines]))
         yaml = to_yaml(compose(verb.config, overrides), resolve=False)
-        sections.append("Set any key:\n" + "".join(f"  {line}\n" for line in yaml.splitlines()).rstrip())
+        sections.append(
+            "Set any key; ??? stands for what has to be set:\n"
+            + "".join(f"  {line}\n" for line in yaml.splitlines()).rstrip()
+        )
         sections.append(f"Flags:\n{FLAGS}")
     return "\n\n".join(sections)
 

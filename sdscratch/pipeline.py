@@ -119,6 +119,7 @@ class TextToImage:
         latents: Tensor | None = None,
         batch_size: int = 16,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        ready: Callable[[int, Image.Image], None] = lambda i, image: None,
     ) -> list[Image.Image]:
         """One RGB picture of size x size pixels per prompt. None means the model's own default.
 
@@ -132,7 +133,8 @@ class TextToImage:
         `generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]`.
         latents: the initial noise itself, standard normal (B, C, size / factor, size / factor), instead of the seed's.
 
-        batch_size: pictures at once. progress: called after each step with picture steps done and to do.
+        batch_size: pictures at once. progress: called after each step with picture steps done and to do. ready: called with
+        the number of each picture and the picture, when its batch is drawn.
         Raises ConfigError for what cannot be drawn. Warns of guidance on a model trained without caption dropout.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -173,7 +175,9 @@ class TextToImage:
             start = denoise.initial(noise.to(states))
             for step, current in enumerate(run_sampler(denoise, start, denoise.sigmas, draw), 1):  # noqa: B007
                 progress(first * steps + step * len(states), len(prompts) * steps)
-            images += [to_pil(picture) for picture in self.encoders.decode(current)]
+            for image in map(to_pil, self.encoders.decode(current)):
+                ready(len(images), image)
+                images.append(image)
         return images
 
     def noise(self, count: int, size: int, seed: int) -> Tensor:

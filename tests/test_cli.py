@@ -173,14 +173,19 @@ def test_the_defaults_list_is_shown(ran, capsys):
 def test_help_of_a_verb_shows_examples_groups_and_keys(ran, capsys):
     assert main(["probe", "--help"]) == 0
     shown = capsys.readouterr().out
-    for line in ("Look around.", "  sdscratch probe seed=1", "  model: normal [small]", "  seed: 0"):
+    for line in ("Look around.", "  sdscratch probe seed=1", "  model: normal [small]", "  seed: 0", "??? stands for"):
         assert line in shown
     assert ran == [] and "hush" not in shown
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["data"], ["data", "--help"], ["again", "--help"]])
-def test_help_needs_nothing(ran, capsys, arguments):
-    assert main(arguments) == 0 and "usage: sdscratch" in capsys.readouterr().out and ran == []
+@pytest.mark.parametrize("words", ["", "--help", "-h", "data", "data --help", "again --help", "help", "help data"])
+def test_help_needs_nothing(ran, capsys, words):
+    assert main(words.split()) == 0 and "usage: sdscratch" in capsys.readouterr().out and ran == []
+
+
+def test_help_is_a_verb_too_and_says_what_is_to_be_said_of_a_run(capsys):
+    for verb, said in (("resume", "max_steps=60"), ("checkpoints", "keep_every=N")):
+        assert main(["help", verb]) == 0 and said in capsys.readouterr().out.partition("Examples:")[2]
 
 
 # Refusals and exit codes
@@ -208,6 +213,23 @@ def test_help_needs_nothing(ran, capsys, arguments):
 def test_a_wrong_command_line_is_refused_with_advice(ran, capsys, arguments, said):
     assert said in refusal(capsys, *arguments)
     assert ran == []
+
+
+def test_what_has_to_be_set_is_named_with_a_whole_command_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refusal(capsys, "train", "max_steps=3")
+    assert "name: required, but not set" in said and "max_steps" not in said
+    assert "for example: sdscratch train experiment=tiny name=try1\n" in said
+
+
+@pytest.mark.parametrize("verb", ["resume", "checkpoints"])
+@pytest.mark.parametrize("name", ["try1", "runs/tyr1"])
+def test_a_run_that_is_not_there_is_looked_for_among_those_that_are(capsys, tmp_path, monkeypatch, verb, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/try1").mkdir(parents=True)
+    (tmp_path / "runs/try1/state.json").write_text("{}")
+    assert f"{name} holds no run" in (said := refusal(capsys, verb, name)) and "did you mean 'runs/try1'?" in said
+    assert "did you mean" not in refusal(capsys, verb, "faces")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sdscratch.commands.known_runs import did_you_mean_run
 from sdscratch.config import load_config
 from sdscratch.config.words import did_you_mean
 from sdscratch.errors import ConfigError, RunFolderError, check_whole
@@ -21,7 +22,7 @@ def run(run: str, words: list[str]) -> None:
     """List them; or, by the first of `words`: `verify` reads them whole, `prune keep_last=1` removes those not kept."""
     folder = RunFolder(run)
     if not folder.holds_a_run():
-        raise RunFolderError(f"{run} holds no run: expected a folder such as runs/NAME")
+        raise RunFolderError(f"{run} holds no run: expected a folder such as runs/NAME{did_you_mean_run(run)}")
     action, rest = (words[0], words[1:]) if words else ("list", [])
     if action == "prune":
         prune(folder, rest)

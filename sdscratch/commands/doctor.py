@@ -12,18 +12,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from sdscratch.commands import footprint
-from sdscratch.config import build, check_config
-from sdscratch.doctor.finding import Check, Finding
+from sdscratch.config import build, check_config, missing_keys
+from sdscratch.doctor.finding import Check, Finding, Level
 from sdscratch.doctor.versions import imports, torchvision, versions
 from sdscratch.errors import SdscratchError
+
+STAND_INS = {"name": "doctor", "max_steps": 100_000, "global_batch_size": 16, "dataset.path": "${paths.data}"}
+"""For what must be set to train, but not to look at a machine."""
 
 STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def run(cfg: DictConfig) -> None:
     """Print a line for each finding. Raises SdscratchError, exit code 2, when something fails."""
-    if OmegaConf.is_missing(cfg.dataset, "path"):  # asked without a run in mind
-        cfg.dataset.path = cfg.paths.data
+    missing = [key for key in missing_keys(cfg) if key in STAND_INS]
+    for key in missing:
+        OmegaConf.update(cfg, key, STAND_INS[key])
     check_config(cfg)
     report = Report()
     report.add(versions())
@@ -32,12 +36,18 @@ def run(cfg: DictConfig) -> None:
     report.stop_if_failed()  # what follows needs them all
 
     waiting = _in_the_background(cfg)
-    for about, check, seconds in _one_by_one(cfg):
+    lacking: Level = "warn" if missing else "fail"
+    for about, check, seconds in _one_by_one(cfg, lacking):
         report.add(Check(about, check, seconds).findings())
     for check in waiting:
         report.add(check.findings())
     report.stop_if_failed()
-    print("ready to train" if not report.warnings else f"ready to train, with {report.warnings} warnings")
+    warnings = {0: "", 1: ", with 1 warning"}.get(report.warnings, f", with {report.warnings} warnings")
+    if missing:
+        print(f"this machine is ready{warnings}; the run is not, for these are not set: {', '.join(missing)}")
+        print("with the words of a whole run, it is looked at too: sdscratch doctor experiment=tiny")
+    else:
+        print(f"ready to train {cfg.name}{warnings}: {cfg.max_steps} steps of {cfg.global_batch_size} samples")
 
 
 class Report:
@@ -78,8 +88,8 @@ def _in_the_background(cfg: DictConfig) -> list[Any]:
     return [*checks, Check("hub", network.hub, seconds=5)]
 
 
-def _one_by_one(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], Iterable[Finding]], float]]:
-    """What computes or writes: name, check, seconds that it may take."""
+def _one_by_one(cfg: DictConfig, lacking: Level) -> Iterator[tuple[str, Callable[[], Iterable[Finding]], float]]:
+    """What computes or writes: name, check, seconds that it may take. lacking: level of weights or data that are not here."""
     from sdscratch.doctor import machine
     from sdscratch.doctor.disk import checkpoint_size, disk
     from sdscratch.doctor.loading import weights
@@ -91,24 +101,27 @@ def _one_by_one(cfg: DictConfig) -> Iterator[tuple[str, Callable[[], Iterable[Fi
     yield "attention", lambda: machine.attention(device), 60
     for name in ("vae", "text_encoder"):
         if (cfg.get(name) or {}).get("path"):
-            yield name, partial(weights, name, str(cfg[name].path)), 10
+            yield name, partial(weights, name, str(cfg[name].path), lacking), 10
     yield (
         "disk",
         lambda: disk(Path(cfg.paths.runs), checkpoint_size(footprint.network(cfg)), footprint.checkpoints(cfg)),
         60,
     )
-    yield "loader", lambda: _loader(cfg), 30
+    yield "loader", lambda: _loader(cfg, lacking), 30
 
 
-def _loader(cfg: DictConfig) -> Iterator[Finding]:
+def _loader(cfg: DictConfig, lacking: Level) -> Iterator[Finding]:
     from sdscratch.data import LatentCollate
     from sdscratch.doctor.loading import rate
 
     sources = [cfg.dataset, *cfg.dataset.get("sources", {}).values()]
     paths = [Path(source.path) for source in sources if source.get("path")]
     if missing := [path for path in paths if not _holds_shards(path)]:
-        remedy = "set dataset.path; `sdscratch data shapes` draws a data set, training draws dataset=shapes by itself"
-        yield Finding("warn", "loader", f"not tried: there are no shards in {missing[0]}", remedy)
+        if cfg.dataset._target_ == "sdscratch.data.ShapesDataModule":
+            yield Finding("ok", "loader", f"not tried: training draws its scenes into {missing[0]} first")
+        else:
+            remedy = "set dataset.path to a folder of shards; dataset=shapes draws some"
+            yield Finding(lacking, "loader", f"not tried: there are no shards in {missing[0]}", remedy)
         return
     datamodule = build(cfg.dataset)
     if "objective" in cfg:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from PIL import Image
@@ -22,7 +24,8 @@ from sdscratch.files import write_json
 from sdscratch.pipeline import TextToImage
 from sdscratch.run_folder import RunFolder, folder_below
 
-SHOWN = 12  # pictures of each split in samples.png
+PICTURES = "samples.png"
+SHOWN = 12  # pictures of each split in there
 
 
 def run(cfg: DictConfig) -> None:
@@ -53,14 +56,13 @@ def _run(cfg: DictConfig) -> None:
     with stages.timed("diffusion", "4/5 UNet: latents from noise, given a caption"):
         train(parts["diffusion"])
     with stages.timed("sample", "5/5 pictures for prompts, and how well they follow them"):
-        scores = _sample_and_score(folder, cfg.prompts, cfg.batch_size)
-    stages.report |= scores
-    stages.save()
+        stages.report |= sample_and_score(folder, cfg.prompts, cfg.batch_size, stages.report)
+    scores = stages.report
     print(
         f"\nof {cfg.prompts} held-out prompts: "
         + ", ".join(f"{name} {scores[name]:.2f}" for name in ("colour", "position", "background", "shape", "all"))
         + f"; all, of colour-shape pairs never seen: {scores['unseen_all']:.2f}"
-        + f"\npictures: {folder.path / 'samples.png'}\nmodel:    {folder.model_folder}"
+        + f"\npictures: {folder.path / PICTURES}\nmodel:    {folder.model_folder}"
         + f'\nmore:     sdscratch sample model={folder.path} prompt="a yellow ring at the top on a black background"'
     )
 
@@ -102,8 +104,15 @@ def _part(cfg: DictConfig, experiment: str, run_name: str) -> DictConfig:
     return part
 
 
-def _sample_and_score(folder: RunFolder, count: int, batch_size: int) -> dict[str, float]:
-    """The judge's fractions on `count` prompts of seen pairs, and `unseen_` ones on as many of pairs never seen."""
+def sample_and_score(folder: RunFolder, count: int, batch_size: int, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The judge's fractions on `count` prompts of seen pairs, and `unseen_` ones on as many of pairs never seen; samples.png.
+
+    report: of earlier calls; where the model and the prompts are as they were then, there is nothing to add to it.
+    """
+    drawn = {"model": _digest(folder.model_folder), "prompts": count}
+    if report.get("drawn") == drawn and (folder.path / PICTURES).is_file():
+        print(f"{folder.path / PICTURES} is there: nothing to do")
+        return {}
     pipe = TextToImage.from_pretrained(folder.path)
     scores: dict[str, float] = {}
     shown: list[Image.Image] = []
@@ -116,7 +125,16 @@ def _sample_and_score(folder: RunFolder, count: int, batch_size: int) -> dict[st
         shown += images[:SHOWN]
         captions += texts[:SHOWN]
     title = (
-        f"EMA weights, {pipe.defaults.num_inference_steps} steps, first {SHOWN} of each: pairs seen, pairs never seen"
+        f"Drawn by {folder.path} for the texts below (EMA weights, {pipe.defaults.num_inference_steps} sampling steps). "
+        "Upper half: colour-shape pairs of the training set. Lower half: pairs that were never in it."
     )
-    captioned_grid(shown, captions, columns=6, title=title).save(folder.path / "samples.png")
-    return scores
+    captioned_grid(shown, captions, columns=6, title=title).save(folder.path / PICTURES)
+    return scores | {"drawn": drawn}
+
+
+def _digest(model: Path) -> str:
+    """Of all files of a model folder."""
+    digest = sha256()
+    for file in sorted(path for path in model.rglob("*") if path.is_file()):
+        digest.update(str(file.relative_to(model)).encode() + file.read_bytes())
+    return digest.hexdigest()

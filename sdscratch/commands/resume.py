@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sdscratch.commands.train import train
+from sdscratch.commands.known_runs import did_you_mean_run
+from sdscratch.commands.train import train, what_next
 from sdscratch.config import check_config, load_config
 from sdscratch.errors import ConfigError, RunFolderError
 from sdscratch.run_folder import RunFolder
@@ -16,7 +17,9 @@ def run(run: str, overrides: list[str]) -> None:
     """Read the run's recipe, its configuration before interpolation, apply `key=value` overrides, train on."""
     folder = RunFolder(run)
     if not folder.recipe_file.is_file():
-        raise RunFolderError(f"{run} holds no run: expected a folder with recipe.yaml, such as runs/NAME")
+        raise RunFolderError(
+            f"{run} holds no run: expected a folder with recipe.yaml, such as runs/NAME{did_you_mean_run(run)}"
+        )
     recipe = load_config(folder.recipe_file)
     if "name" not in recipe or OmegaConf.select(recipe, "paths.runs") is None:
         raise RunFolderError(f"{folder.recipe_file} is not the recipe of a run: it has no name, or no paths.runs")
@@ -34,7 +37,7 @@ def run(run: str, overrides: list[str]) -> None:
         cfg.merge_with_dotlist([override])
     cfg.resume_from = "auto"
     check_config(cfg, declared=recipe)
-    train(cfg)
+    what_next(train(cfg), cfg)
 
 
 def _runs(folder: Path, name: str) -> Path:

@@ -57,7 +57,23 @@ def run(cfg: DictConfig) -> None:
             f"init_from={cfg.init_from} and resume_from={cfg.resume_from} exclude each other: one begins a run, the other "
             "goes on with one, whatever it began from. Set one; or `sdscratch resume RUN`"
         )
-    train(cfg)
+    what_next(train(cfg), cfg)
+
+
+def what_next(folder: RunFolder, cfg: DictConfig) -> None:
+    """Say what can be done with the model of a finished run."""
+    if launch.is_rank():
+        return
+    model = shlex.quote(str(folder.model_folder))
+    if "objective" in cfg:
+        prompt = shlex.quote(next(iter(cfg.stage.get("preview_prompts") or ()), "some text"))
+        say(f"pictures: sdscratch sample model={shlex.quote(str(folder.path))} prompt={prompt}")
+    elif "text_encoder" in cfg:
+        say(f"to train a UNet on its captions: text_encoder=trained text_encoder.path={model}")
+    else:
+        say(
+            f"to train a UNet on its latents: vae=trained vae.path={model}; `sdscratch data encode` makes them beforehand"
+        )
 
 
 def train(cfg: DictConfig) -> RunFolder:
@@ -167,6 +183,8 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
         value = start.checkpoint.val_loss if start.checkpoint and start.step == step else module.val_loss
         folder.set_objective(module.objective_metric, value, step, about["samples_seen"])
         folder.set_state(status="done", step=step, samples_seen=about["samples_seen"])
+        measured = "" if value is None else f"; {module.objective_metric} {value:.4f} (EMA weights)"
+        say(f"{folder.path}: done, {step} steps{measured}. The model: {folder.model_folder}")
     _part(trainer, "success")
     return None
 

@@ -8,9 +8,10 @@ trainer = build(cfg.trainer, callbacks=list(build_named(cfg.callbacks).values())
 from sdscratch.config import lengths as lengths  # configurations name its resolver
 from sdscratch.config.building import build, build_named
 from sdscratch.config.changes import ABSENT, Change, changes, check_identity, learnt_changes, settings
-from sdscratch.config.checking import check_config
+from sdscratch.config.checking import check_config, missing_keys
 from sdscratch.config.composition import SweepJob, compose, config_dir, config_files, config_groups, literal, sweep
 from sdscratch.config.explaining import Group
+from sdscratch.config.quoting import quoted
 from sdscratch.config.saving import load_config, plain, save_config, to_yaml
 from sdscratch.config.targets import find_target
 from sdscratch.masking import mask
@@ -34,7 +35,9 @@ __all__ = [
     "literal",
     "load_config",
     "mask",
+    "missing_keys",
     "plain",
+    "quoted",
     "save_config",
     "settings",
     "sweep",

@@ -6,7 +6,7 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from sdscratch.config.declared import plain_problems
@@ -28,6 +28,7 @@ from sdscratch.errors import ConfigError
 HEADLINE = "the configuration does not fit the code:"
 MISSING = object()  # ???
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+NOT_SET = ": required, but not set"
 
 
 def check_config(cfg: DictConfig, declared: DictConfig | None = None) -> None:
@@ -41,6 +42,11 @@ def check_config(cfg: DictConfig, declared: DictConfig | None = None) -> None:
     """
     if problems := [*(plain_problems(cfg, declared) if declared is not None else []), *object_problems(cfg)]:
         raise ConfigError(screen(HEADLINE, problems))
+
+
+def missing_keys(cfg: DictConfig) -> list[str]:
+    """The dotted keys that are ???, but for those which the code adds to partial objects."""
+    return [problem.removesuffix(NOT_SET) for problem in object_problems(cfg) if problem.endswith(NOT_SET)]
 
 
 def object_problems(cfg: DictConfig) -> list[str]:
@@ -65,11 +71,11 @@ def _examine(node: Any, key: str, problems: list[str]) -> Any:
     if values.get("_partial_") is True:
         values = {name: value for name, value in values.items() if value is not MISSING}
     for name in [name for name, value in values.items() if value is MISSING]:
-        problems.append(f"{keys[name]}: required, but not set")
+        problems.append(f"{keys[name]}{NOT_SET}")
         values[name] = UNKNOWN
     if isinstance(node, ListConfig):
         return list(values.values())
-    return _bind(values, key, problems) if "_target_" in values else values
+    return _bind(node, values, key, problems) if "_target_" in values else values
 
 
 def _value(node: DictConfig | ListConfig, name: Any, key: str, problems: list[str]) -> Any:
@@ -88,7 +94,7 @@ def _value(node: DictConfig | ListConfig, name: Any, key: str, problems: list[st
     return _examine(value, key, problems)
 
 
-def _bind(values: dict[Any, Any], key: str, problems: list[str]) -> Any:
+def _bind(node: DictConfig, values: dict[Any, Any], key: str, problems: list[str]) -> Any:
     """Bind the values of a `_target_` node as the call would."""
     # No _convert_: every object gets plain lists and dicts.
     target, arguments = values.pop("_target_"), values.pop("_args_", [])
@@ -110,10 +116,20 @@ def _bind(values: dict[Any, Any], key: str, problems: list[str]) -> Any:
     given.update(values)
     for name, value in given.items():
         if problem := _misfit(name, value, takes, free=[known for known in takes.hints if known not in given]):
-            problems.append(f"{join(key, name)}: {target} {problem}")
+            copied = _copied(node, name) if name in takes.hints else ""
+            said = f"{copied}: {join(key, name)}" if copied else f"{join(key, name)}: {target}"
+            problems.append(f"{said} {problem}")
     if not partial:
         problems += [f"{join(key, n)}: required by {target}, but not set" for n in takes.required if n not in given]
     return Built(target)
+
+
+def _copied(node: DictConfig, name: str) -> str:
+    """The key whose value this one is, by an interpolation of nothing else: that is where the user has set it."""
+    written = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(written, dict)
+    copy = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(written.get(name)))
+    return copy[1] if copy else ""
 
 
 def _misfit(name: str, value: Any, takes: Signature, free: list[str]) -> str:

@@ -218,6 +218,10 @@ def _readable_errors(hydra: Any, verb_config: str, overrides: list[str]) -> Iter
         raise ConfigError(shortened(_explain(error, hydra, verb_config, overrides))) from error
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
 def _explain(error: Exception, hydra: Any, verb_config: str, overrides: list[str]) -> str:
     loader = hydra.config_loader
     try:
@@ -227,4 +231,16 @@ def _explain(error: Exception, hydra: Any, verb_config: str, overrides: list[str
     groups = _groups(cfg, loader)
     with open_dict(cfg):
         del cfg["hydra"]
-    return explain(error, overrides, dotted_keys(cfg), groups)
+
+    def problems_of_adding(key: str) -> list[str]:
+        forced = [word if word.startswith(("+", "~")) or _key(word) in groups else f"++{word}" for word in overrides]
+        try:
+            added, declared = _load(loader, verb_config, forced)
+        except Exception:  # there is more to mend
+            return [""]
+        with open_dict(added):
+            del added["hydra"]
+        problems = [*plain_problems(added, declared), *object_problems(added)]
+        return [problem.removeprefix(f"{key}: ") for problem in problems if problem.startswith(f"{key}: ")]
+
+    return explain(error, overrides, dotted_keys(cfg), groups, problems_of_adding)

@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from sdscratch import randomness
-from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import write_shards
+from sdscratch.console import say
+from sdscratch.data.manifest import MANIFEST, Manifest
+from sdscratch.data.shards import UNFINISHED, write_shards
 from sdscratch.errors import DataError, check_whole
 
 Split = Literal["train", "val", "unseen"]
@@ -176,8 +177,14 @@ MAX_RESOLUTION = 1024  # pixels; a scene is drawn at four times its size
 
 
 def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int, seed: int = 0) -> list[Manifest]:
-    """Draw `train/`, and `val/` of the same colour-shape pairs, into `folder`; what is there already is left alone."""
+    """Draw `train/`, and `val/` of the same colour-shape pairs, into `folder`; what is there already is left alone.
+
+    Raises DataError for a folder that holds other things, or scenes drawn with other settings.
+    """
     check_whole("resolution", resolution, 1, MAX_RESOLUTION)
+    _check_free(Path(folder))
+    if not (Path(folder) / "val" / MANIFEST).exists():  # which is written last
+        say(f"{folder}: drawing {count} training and {val_count} validation scenes of {resolution} px, once")
     sizes: list[tuple[Split, int]] = [("train", count), ("val", val_count)]
     return [
         write_shards(
@@ -194,6 +201,18 @@ def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int
         )
         for split, number in sizes
     ]
+
+
+def _check_free(folder: Path) -> None:
+    """Raise DataError where there is something, and it is no drawing, begun or finished."""
+    begun = [folder / split / name for split in ("train", "val") for name in (MANIFEST, UNFINISHED)]
+    if any(path.exists() for path in begun):
+        return
+    if found := sorted(path.name for path in folder.glob("[!.]*")):
+        raise DataError(
+            f"{folder} holds other things already ({', '.join(found[:3])}{', ...' if found[3:] else ''}). Scenes are drawn "
+            "into a folder of their own: choose one that is new or empty."
+        )
 
 
 def prompts(split: Split, count: int, seed: int) -> list[tuple[str, Scene]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sdscratch.data.datamodule import DataModule
 from sdscratch.data.shapes import write_shapes
+from sdscratch.errors import ConfigError
 
 
 class ShapesDataModule(DataModule):
@@ -27,6 +28,8 @@ class ShapesDataModule(DataModule):
         num_workers: int = 0,
         val_samples: int = 256,
     ) -> None:
+        if not path:
+            raise ConfigError("dataset.path is empty: expected a folder, `.` for this one")
         train, val = (str(Path(path) / split) for split in ("train", "val"))
         settings: dict[str, Any] = {"num_workers": num_workers, "val_samples": val_samples}
         super().__init__(train, resolution, global_batch_size, seed, val_path=val, **settings)

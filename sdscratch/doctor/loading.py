@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from sdscratch.doctor.finding import Finding
+from sdscratch.doctor.finding import Finding, Level
 
 
 def rate(loader: Iterable[Any], batch_size: int, workers: int, seconds: float = 1.5) -> Iterator[Finding]:
@@ -27,13 +27,13 @@ def rate(loader: Iterable[Any], batch_size: int, workers: int, seconds: float = 
     yield Finding("ok", "loader", found)
 
 
-def weights(what: str, path: str) -> Iterator[Finding]:
-    """Whether pretrained weights are here: a folder, or a hub id in the local cache."""
+def weights(what: str, path: str, lacking: Level = "fail") -> Iterator[Finding]:
+    """Whether pretrained weights are here: a folder, or a hub id in the local cache. lacking: the level where they are not."""
     if Path(path).is_dir():
         yield Finding("ok", what, f"{path} is here")
     elif Path(path).is_absolute() or path.startswith(".") or not isinstance(_cached(path), str):
         yield Finding(
-            "warn", what, f"{path} is not here", f"hf download {path}, or train it: stage=autoencoder, stage=clip"
+            lacking, what, f"{path} is not here", f"hf download {path}, or train it: stage=autoencoder, stage=clip"
         )
     else:
         yield Finding("ok", what, f"{path} is in the local cache")

@@ -48,6 +48,20 @@ pytestmark = pytest.mark.xdist_group("data_verbs")  # what is drawn and encoded 
 # data shapes
 
 
+@pytest.mark.parametrize("things", ["notes.txt", "train/cat.jpg"])
+def test_no_scenes_are_drawn_among_other_things(tmp_path, capsys, things):
+    (tmp_path / "mine" / things).parent.mkdir(parents=True)
+    (tmp_path / "mine" / things).touch()
+    said = refusal(capsys, "data", "shapes", f"out={tmp_path / 'mine'}", "count=3", "val_count=1")
+    assert f"{tmp_path / 'mine'} holds other things already ({Path(things).parts[0]})" in said
+    said = refusal(capsys, "train", "experiment=tiny", f"paths.runs={tmp_path}", f"dataset.path={tmp_path / 'mine'}")
+    assert "holds other things already" in said
+    assert "dataset.path is empty" in refusal(
+        capsys, "train", "experiment=tiny", f"paths.runs={tmp_path}", "dataset.path="
+    )
+    assert [path.name for path in (tmp_path / "mine").rglob("*.*")] == [Path(things).name]
+
+
 def test_shapes_are_drawn_once_and_are_the_same_bytes_wherever(tmp_path, capsys):
     words = ["data", "shapes", "count=30", "val_count=10", "resolution=16"]
     assert main([*words, f"out={tmp_path / 'a'}"]) == 0

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sdscratch.cli import main
 from sdscratch.commands import sample
+from sdscratch.models.encoders import FrozenEncoders
 from sdscratch.pipeline import TextToImage
 from sdscratch.run_folder import RunFolder
 
@@ -29,7 +30,7 @@ def draw(tiny_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         words = [f"model={tiny_run.path}", f"out={tmp_path / 'out'}", "device=cpu", "num_inference_steps=2", *overrides]
         exit_code = main(["sample", *words])
         said = capsys.readouterr()
-        return exit_code, [Path(line) for line in said.out.splitlines() if line.endswith(".png")], said.err
+        return exit_code, [Path(line) for line in said.out.splitlines() if " " not in line], said.err
 
     return draw
 
@@ -47,9 +48,44 @@ def test_one_picture_per_prompt_and_number_each_with_its_own_seed(draw, tmp_path
     exit_code, paths, errors = draw("prompt=a red circle, (4k)", "num_per_prompt=3", "seed=7", "batch_size=2")
     assert exit_code == 0 and errors == ""
     assert [path.name for path in paths] == [f"a_red_circle_4k_{seed}.png" for seed in (7, 8, 9)]
-    assert sorted(paths) == sorted((tmp_path / "out").iterdir())
+    assert sorted([*paths, tmp_path / "out/a_red_circle_4k_7-9.png"]) == sorted((tmp_path / "out").iterdir())
     assert [parameters(path)["seed"] for path in paths] == ["7", "8", "9"]
     assert Image.open(paths[0]).size == (32, 32) and Image.open(paths[0]).mode == "RGB"
+
+
+def test_a_sheet_shows_all_pictures_large_enough_to_see(draw, tmp_path):
+    draw("prompt=a", "num_per_prompt=2")
+    with Image.open(tmp_path / "out/a_0-1.png") as sheet:
+        assert sheet.width > 2 * 128
+
+
+def test_several_prompts_are_a_list_or_the_lines_of_a_file(draw, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a ring\n\nit's blue, \u00e4h\n")
+    _, listed, _ = draw('prompt=[a ring, "it\'s blue, \u00e4h"]')
+    _, read, _ = draw(f"batch={tmp_path / 'prompts.txt'}")
+    assert [parameters(path)["prompt"] for path in listed] == ["a ring", "it's blue, \u00e4h"] and read == listed
+    assert [parameters(path)["seed"] for path in listed] == ["0", "1"]
+
+
+def test_pictures_are_written_as_they_come(draw, tmp_path, monkeypatch):
+    decode, calls = FrozenEncoders.decode, []
+
+    def fail_at_the_second_batch(self, latents):
+        calls.append(len(latents))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(self, latents)
+
+    monkeypatch.setattr(FrozenEncoders, "decode", fail_at_the_second_batch)
+    exit_code, paths, _ = draw("prompt=a", "num_per_prompt=3", "batch_size=2")
+    assert exit_code == 130 and [path.name for path in paths] == ["a_0.png", "a_1.png"]
+    assert sorted((tmp_path / "out").iterdir()) == paths
+
+
+def test_a_model_by_the_bare_name_of_a_run_is_refused_with_its_path(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SDSCRATCH_RUNS", str(tiny_run.path.parent))
+    assert main(["sample", f"model={tiny_run.path.name}", f"out={tmp_path}", "prompt=a"]) == 2
+    assert f"did you mean '{tiny_run.path}'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,6 +165,8 @@ def test_guidance_on_a_model_trained_without_caption_dropout_warns_in_one_line(d
     ("override", "said"),
     [
         ("prompt=", "prompt 1 of 1 is ''"),
+        ("prompt=[]", "there is no prompt"),
+        ("batch=prompts.txt", "there are prompt and batch"),
         (
             "sampler=eular",
             "'eular' is unknown; expected one of ddim, ddpm, dpmpp_2m, euler, heun. Did you mean 'euler'?",

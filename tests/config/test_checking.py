@@ -98,6 +98,13 @@ def test_an_object_that_the_code_refuses_is_named(node, said):
     assert said in str(caught.value)
 
 
+def test_a_value_that_is_a_copy_is_mended_where_it_was_set():
+    optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": "${rate}"}
+    with pytest.raises(ConfigError) as caught:
+        check_config(OmegaConf.create({"rate": "abc", "optimizer": optimizer}))
+    assert "\n  rate: optimizer.lr takes " in str(caught.value)
+
+
 def test_partial_objects_may_leave_out_what_the_code_adds():
     check_config(OmegaConf.create({"x": {"_target_": "torch.optim.AdamW", "_partial_": True, "params": "???"}}))
 

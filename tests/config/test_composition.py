@@ -86,7 +86,14 @@ def test_the_groups_of_a_verb_list_their_options(conf):
         ("~callbacks.on", "did you mean 'callbacks.one'"),
         ("optimizer.lr=1,2", "-m"),
         ("optimizer.lr=choice(1,2)", "-m"),
-        ("max_steps", "key=value"),
+        ("max_steps", "write key=value, as in max_steps=..."),
+        ("seven", "write key=value, as in experiment=seven"),
+        (
+            "optimizer.fussed=true",
+            "there is no key 'optimizer.fussed': torch.optim.AdamW takes no such argument; did you",
+        ),
+        ("optimizer.fused=true", "the code takes one: add it by +optimizer.fused=true"),
+        ("nonsense=1", "there is no key 'nonsense': nothing reads this key"),
         ("name=a=b", "cannot read 'name=a=b'"),
         ("name=a (4k)", "cannot read 'name=a (4k)'"),
         ("name=${", "cannot read"),
@@ -111,6 +118,20 @@ def test_a_key_that_only_other_options_have_is_not_suggested_as_its_own_correcti
     assert "did you mean" not in said and "with the options chosen there is no 'objective.noise_schedule.kind'" in said
     shutil.rmtree(conf / "phase")
     assert "there are no options for 'phase' yet" in complaint("phase=late")
+
+
+def test_what_lacks_its_equals_sign_is_shown_with_it(conf):
+    assert complaint("optimizer", "sgd").endswith("cannot read 'optimizer': write key=value, as in optimizer=sgd")
+
+
+def test_nothing_is_advised_for_adding_what_was_to_be_removed(conf):
+    assert complaint("~nonsense") == "there is no key 'nonsense'"
+
+
+def test_of_several_unknown_keys_the_first_is_explained(conf):
+    assert complaint("nonsense=1", "optimizer.fused=true", "experiment=seven").startswith(
+        "there is no key 'nonsense': "
+    )
 
 
 def test_an_unknown_verb_config_is_refused(conf):

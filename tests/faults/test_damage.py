@@ -120,5 +120,5 @@ def test_a_run_that_never_was_starts_and_says_so_and_a_finished_one_is_left_alon
     before = {path: path.stat().st_mtime_ns for path in again.path.rglob("*")}
     for command in (words, ["resume", str(again.path)]):
         attempt = server.attempt(command)
-        assert (attempt.rc, attempt.output) == (0, f"{again.path} is finished: nothing to do\n")
+        assert attempt.rc == 0 and attempt.output.startswith(f"{again.path} is finished: nothing to do\n")
     assert {path: path.stat().st_mtime_ns for path in again.path.rglob("*")} == before
