@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from sdscratch.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # loaded by those functions alone that make one
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at their header
@@ -76,12 +78,16 @@ def fit(image: Image.Image, resolution: int, crop: tuple[float, float] = (0.5, 0
 
 def to_tensor(image: Image.Image) -> Tensor:
     """8-bit RGB -> float32 (3, H, W) in [-1, 1]."""
+    import torch
+
     pixels = torch.from_numpy(np.array(image))
     return pixels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
 
 
 def to_pil(image: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1], clipped -> 8-bit RGB; the exact inverse of `to_tensor`."""
+    import torch
+
     pixels = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
