@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 
+BOMB = gzip.compress(bytes(30_000_000), 1, mtime=0)
 OK, HTML = "200 OK", {"Content-Type": "text/html"}
 
 
@@ -126,8 +127,7 @@ class WebServer:
                 content = gzip.compress(picture[1], mtime=0)
                 _send(writer, OK, {"Content-Type": picture[0], "Content-Encoding": "gzip"}, content)
             case "bomb":
-                content = gzip.compress(bytes(200_000_000), 1, mtime=0)
-                _send(writer, OK, {"Content-Type": "image/png", "Content-Encoding": "gzip"}, content)
+                _send(writer, OK, {"Content-Type": "image/png", "Content-Encoding": "gzip"}, BOMB)
             case "noise":  # no HTTP at all
                 writer.write(b"\x00\xff\r\n\r\n" * 100)
                 return False
