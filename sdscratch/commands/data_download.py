@@ -37,8 +37,24 @@ def run(cfg: DictConfig) -> None:
         downloader = Downloader(form, manners, cfg.source, cfg.licence, cfg.shard_size, cfg.workers, progress=show)
         rows = UrlRows(Path(cfg.path))
         bar.update(task, total=len(rows))
-        manifest = downloader.write(rows, Path(cfg.out))
+        if cfg.engine == "local":
+            manifest = downloader.write(rows, Path(cfg.out))
+        else:
+            from sdscratch.prepare import img2dataset
+
+            manifest = img2dataset.write(downloader, rows, Path(cfg.out), _python(cfg))
     print(_report(Path(cfg.out), manifest, len(rows)))
+
+
+def _python(cfg: DictConfig) -> str:
+    if cfg.engine != "img2dataset":
+        raise ConfigError(f"engine={cfg.engine!r} is unknown; expected local or img2dataset")
+    if not cfg.img2dataset_python:
+        raise ConfigError(
+            "engine=img2dataset runs in an environment of its own: `python -m venv V; V/bin/pip install img2dataset`, "
+            "then img2dataset_python=V/bin/python"
+        )
+    return str(cfg.img2dataset_python)
 
 
 def _report(out: Path, manifest: Manifest, rows: int) -> str:

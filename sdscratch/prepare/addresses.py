@@ -18,13 +18,14 @@ import httpx
 from sdscratch.prepare.refusal import Refused
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64_OF_A_NETWORK = ipaddress.ip_network("64:ff9b:1::/48")
 _UNKNOWN = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 def is_public(address: str) -> bool:
     """Whether an IPv4 or IPv6 address belongs to the open internet."""
     found = _unwrapped(address)
-    return found.is_global and not found.is_multicast
+    return found.is_global and not found.is_multicast and found not in _NAT64_OF_A_NETWORK
 
 
 def is_local(address: str) -> bool:

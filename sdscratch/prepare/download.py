@@ -13,14 +13,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Sample, ShardFolder, shard_name
 from sdscratch.errors import check_whole
-from sdscratch.prepare.pictures import Form, Picture
+from sdscratch.prepare.pictures import Form
 from sdscratch.prepare.refusal import Refused
 from sdscratch.prepare.url_rows import Row, UrlRows
 from sdscratch.prepare.web import Manners, Web, harmless
@@ -33,6 +32,10 @@ class Count(NamedTuple):
 
     settled: int
     dropped: int
+
+
+def silent(count: Count) -> None:
+    """Tells nobody."""
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Downloader:
     licence: str = "unknown"
     shard_size: int = 1000
     workers: int = 0
-    progress: Callable[[Count], None] = lambda count: None
+    progress: Callable[[Count], None] = silent
 
     def __post_init__(self) -> None:
         check_whole("shard_size", self.shard_size)
@@ -93,11 +96,9 @@ class Downloader:
             under_way.release()
 
         self._settle(there * self.shard_size, 0)
-        remaining = rows.read(start=there * self.shard_size)
         try:
             async with Web(self.manners) as web, asyncio.TaskGroup() as group:
-                for name in names[there:]:
-                    part = list(islice(remaining, self.shard_size))
+                for name, part in zip(names[there:], rows.slices(self.shard_size, first=there), strict=True):
                     if folder.has(name):
                         self._settle(len(part), 0)
                     else:
@@ -113,22 +114,21 @@ class Downloader:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._stored, row, data)
 
         try:
-            sample: Sample | Dropped = await web.get(_wanted(row), use=stored)
+            sample: Sample | Dropped = await web.get(wanted(row), use=stored)
         except Refused as refused:
-            detail = ": ".join(filter(None, [refused.detail, harmless(row.url)[:300]]))
-            sample = Dropped(row.key or f"row {row.number}", refused.reason, detail)
+            sample = fallen(row, refused)
         self._settle(1, isinstance(sample, Dropped))
         return sample
 
     def _stored(self, row: Row, data: bytes) -> Sample:
-        return as_sample(row, self.form.store(data), hashlib.md5(data).hexdigest(), self.source, self.licence)
+        return as_sample(row, data, self.form, self.source, self.licence)
 
     def _settle(self, rows: int, dropped: int) -> None:
         self._count = Count(self._count.settled + rows, self._count.dropped + dropped)
         self.progress(self._count)
 
 
-def _wanted(row: Row) -> str:
+def wanted(row: Row) -> str:
     """The row's URL. Raises Refused for rows of which no sample could be made."""
     if not row.url:
         raise Refused("no URL")
@@ -139,15 +139,22 @@ def _wanted(row: Row) -> str:
     return row.url
 
 
-def as_sample(row: Row, picture: Picture, md5: str, source: str, licence: str) -> Sample:
-    """The members of a shard that a row and its picture make. md5: of the bytes that the web gave."""
+def fallen(row: Row, refused: Refused) -> Dropped:
+    """What is noted of a row without a picture."""
+    detail = ": ".join(filter(None, [refused.detail, harmless(row.url)[:300]]))
+    return Dropped(row.key or f"row {row.number}", refused.reason, detail)
+
+
+def as_sample(row: Row, data: bytes, form: Form, source: str, licence: str) -> Sample:
+    """The members of a shard that a row makes with the bytes that the web gave for it. Raises Refused."""
+    picture = form.store(data)
     record = {
         "captions": [row.caption],
         "source": source,
         "licence": licence,
         **row.about,
         "url": harmless(row.url),
-        "md5": md5,
+        "md5": hashlib.md5(data).hexdigest(),
         "phash": picture.phash,
         "width": picture.width,
         "height": picture.height,

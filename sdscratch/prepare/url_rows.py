@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,12 @@ class UrlRows:
             for fields in batch.to_pylist():
                 yield self._row(start, {str(name).lower(): value for name, value in fields.items()})
                 start += 1
+
+    def slices(self, size: int, first: int = 0) -> Iterator[list[Row]]:
+        """Slice after slice of `size` rows, from number `first` on."""
+        remaining = self.read(start=first * size)
+        while part := list(islice(remaining, size)):
+            yield part
 
     def _row(self, number: int, fields: dict[str, Any]) -> Row:
         about = {name: value for name, value in fields.items() if name not in _OF_THE_PICTURE and _is_plain(value)}

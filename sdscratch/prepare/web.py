@@ -69,13 +69,17 @@ class Manners:
                 f"user_agent is {self.user_agent!r}: expected a name in ASCII, and what you like after it"
             )
 
+    @property
+    def robot(self) -> str:
+        """The name by which X-Robots-Tag may speak to us."""
+        return self.user_agent.split()[0].partition("/")[0]
+
 
 class Web:
     """Asks for pictures; an async context manager, of one event loop."""
 
     def __init__(self, manners: Manners) -> None:
         self.manners = manners
-        self._bot = manners.user_agent.split()[0].partition("/")[0]
         self._all = asyncio.Semaphore(manners.concurrency)
         self._hosts = WeakValueDictionary[str, asyncio.Semaphore]()
         self._client = httpx.AsyncClient(
@@ -102,7 +106,7 @@ class Web:
         """
         for attempt in range(self.manners.retries + 1):
             try:
-                return await self._follow(_parsed(url), use)
+                return await self._follow(parsed(url), use)
             except Refused as refused:
                 if not refused.again or attempt == self.manners.retries or refused.wait > self.manners.longest_wait:
                     raise
@@ -128,7 +132,7 @@ class Web:
                 async with self._client.stream("GET", url.copy_with(userinfo=b""), auth=auth) as response:
                     self._check_head(response)
                     if response.has_redirect_location:
-                        return _parsed(str(url.join(response.headers["location"])))
+                        return parsed(str(url.join(response.headers["location"])))
                     return _unpacked(response, await self._body(response), self.manners.max_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise Refused("timeout", again=True) from error
@@ -142,7 +146,7 @@ class Web:
         if status != 200 and not response.has_redirect_location:
             again = status in _PASSING or status >= 500
             raise Refused(str(status), "", again, _wait(response.headers.get("retry-after", "")))
-        if directive := opted_out(response.headers.get_list("x-robots-tag"), self._bot):
+        if directive := opted_out(response.headers.get_list("x-robots-tag"), self.manners.robot):
             raise Refused("opted out", directive)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if status == 200 and kind and not kind.startswith("image/") and kind not in _BINARY:
@@ -160,14 +164,15 @@ class Web:
         return bytes(body)
 
 
-def _parsed(text: str) -> httpx.URL:
+def parsed(text: str) -> httpx.URL:
+    """A URL that may be asked. Raises Refused."""
     try:
         url = httpx.URL(text.strip())
     except (httpx.InvalidURL, ValueError) as error:
         raise Refused("bad URL") from error
     if url.scheme not in ("http", "https"):
         raise Refused("not http", url.scheme)
-    if not url.host:
+    if not url.host or (url.port or 0) > 65535:
         raise Refused("bad URL")
     return url
 
