@@ -77,8 +77,8 @@ class WebServer:
         match kind:
             case "img" if rest in self.files:
                 _send(writer, OK, {"Content-Type": self.files[rest][0]}, self.files[rest][1])
-            case "status":
-                _send(writer, f"{rest} Such", HTML, b"no")
+            case "status":  # /status/CODE/...
+                _send(writer, f"{rest.partition('/')[0]} Such", HTML, b"no")
             case "flaky":  # /flaky/N/...: the first N times it fails
                 broken = self.asked[path] <= int(rest.partition("/")[0])
                 _send(writer, "503 Busy" if broken else OK, {"Content-Type": picture[0]}, picture[1])

@@ -44,7 +44,12 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 download(**json.loads(sys.argv[1]))
 """
-_REASONS = {r"X-Robots-Tag": "opted out", r"timed out": "timeout", r"not known|No address": "unknown host"}
+_REASONS = {  # its errors, in the words of web.py
+    r"X-Robots-Tag": "opted out",
+    r"infinite loop|too many redirects": "too many redirects",
+    r"timed out": "timeout",
+    r"not known|No address": "unknown host",
+}
 
 
 def write(downloader: Downloader, rows: UrlRows, out: Path, python: str) -> Manifest:
@@ -162,8 +167,9 @@ def _samples(downloader: Downloader, folder: Path, number: int) -> Iterator[Samp
 
 
 def _refusal(message: str) -> Refused:
-    """An error of img2dataset in the words of web.py."""
+    for sign, reason in _REASONS.items():
+        if re.search(sign, message):
+            return Refused(reason)
     if status := re.search(r"HTTP Error (\d{3})", message):
         return Refused(status[1])
-    found = (reason for sign, reason in _REASONS.items() if re.search(sign, message))
-    return Refused(next(found, "connection failed"), message)
+    return Refused("connection failed", message)

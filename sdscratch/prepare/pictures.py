@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal, NamedTuple, get_args
@@ -21,6 +22,8 @@ LONGEST = 16_383  # pixels of a side that all formats can hold
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _PILLOW = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _ORIENTATION = 0x0112  # of EXIF: 1 is upright, from 5 on width and height change places
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, for every other picture; what matters is raised
 
 
 class Picture(NamedTuple):

@@ -138,8 +138,10 @@ class Web:
             raise Refused("timeout", again=True) from error
         except httpx.TransportError as error:
             raise Refused("connection failed", again=True) from error
-        except (httpx.InvalidURL, ValueError) as error:  # UnicodeError is a ValueError
-            raise Refused("bad answer") from error
+        except Refused:
+            raise
+        except Exception as error:  # parsers of hostile answers raise nearly anything
+            raise Refused("bad answer", type(error).__name__) from error
 
     def _check_head(self, response: httpx.Response) -> None:
         status = response.status_code
