@@ -11,6 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
 
 import httpcore
 import httpx
@@ -52,18 +53,28 @@ class Transport(httpx.AsyncHTTPTransport):
 
     def __init__(self, lookups: int, allow_private: bool) -> None:
         super().__init__(trust_env=False)
+        self._threads = ThreadPoolExecutor(lookups, "lookup")
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=httpx.create_ssl_context(trust_env=False),
             max_connections=None,
             max_keepalive_connections=lookups,
             keepalive_expiry=5.0,
-            network_backend=_Backend(lookups, allow_private),
+            network_backend=_Backend(self._threads, allow_private),
         )
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await super().__aexit__(exc_type, exc_value, traceback)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Backend(httpcore.AnyIOBackend):
-    def __init__(self, lookups: int, allow_private: bool) -> None:
-        self._threads, self._allow_private = ThreadPoolExecutor(lookups, "lookup"), allow_private
+    def __init__(self, threads: ThreadPoolExecutor, allow_private: bool) -> None:
+        self._threads, self._allow_private = threads, allow_private
 
     async def connect_tcp(
         self,

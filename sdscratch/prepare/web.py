@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 _PASSING = {408, 425, 429}  # and all from 500: what may be over in a moment
 _BINARY = ("application/octet-stream", "binary/octet-stream")  # of servers that do not know what they have
-_USER = re.compile(r"(?<=//)[^/?#]*@")
+_USER = re.compile(r"^(\s*[a-z][a-z0-9+.-]*:[/\\]*)[^/?#\\]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ class Manners:
             check_whole(name, getattr(self, name), least)
         for name in ("connect_timeout", "read_timeout", "total_timeout", "backoff", "longest_wait"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 86400:
-                raise ConfigError(f"{name} is {value!r}: expected seconds, at most a day")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
+                raise ConfigError(f"{name} is {value!r}: expected seconds, at most a day's")
+            if value == 0 and name.endswith("timeout"):
+                raise ConfigError(f"{name} is 0: nothing comes in no time; expected seconds, such as 10")
         if not re.fullmatch(r"[!-~]+( [ -~]*)?", str(self.user_agent)):
             raise ConfigError(
                 f"user_agent is {self.user_agent!r}: expected a name in ASCII, and what you like after it"
@@ -181,7 +183,7 @@ def parsed(text: str) -> httpx.URL:
 
 def harmless(url: str) -> str:
     """A URL as it may be written down: without user and password."""
-    return _USER.sub("", url)
+    return _USER.sub(r"\1", url)
 
 
 def _unpacked(response: httpx.Response, body: bytes, most: int) -> bytes:

@@ -230,12 +230,33 @@ def test_no_cookie_is_kept_and_no_password_is_logged_or_sent_on(ask, server, cap
     assert ask(f"http://me:pa55word@{there}/to/http://localhost:{server.port}/img/a.png") == BODY
     assert "uthorization" not in server.heads["/img/a.png"] and "ookie" not in server.heads["/img/a.png"]
     assert "pa55word" not in caplog.text
-    assert harmless("https://me:pa55word@host/a@b?c@d") == "https://host/a@b?c@d"
+
+
+@pytest.mark.parametrize(
+    ("url", "written"),
+    [
+        ("https://me:pa55word@host/a@b?c@d", "https://host/a@b?c@d"),
+        ("http:me:pa55word@host/", "http:host/"),
+        (" HTTP:\\\\me:pa55word@host", " HTTP:\\\\host"),
+        ("me:pa55word@host", "me:host"),
+        ("http://host/a@b", "http://host/a@b"),
+    ],
+)
+def test_what_is_written_of_a_url_holds_no_password(url, written):
+    assert harmless(url) == written
 
 
 @pytest.mark.parametrize(
     "setting",
-    [{"concurrency": 0}, {"per_host": 0.5}, {"retries": -1}, {"max_bytes": 0}, {"read_timeout": -1}, {"backoff": "1"}]
+    [
+        {"concurrency": 0},
+        {"per_host": 0.5},
+        {"retries": -1},
+        {"max_bytes": 0},
+        {"read_timeout": -1},
+        {"total_timeout": 0},
+        {"backoff": "1"},
+    ]
     + [{"user_agent": agent} for agent in ("", " a", "a\r\nX: y", "ü")],
 )
 def test_settings_that_make_no_sense_are_refused(setting):
