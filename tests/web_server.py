@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ class WebServer:
     most_at_once: the most requests that were open together.
     """
 
-    def __init__(self, files: Mapping[str, tuple[str, bytes]], delay: float = 0.0) -> None:
-        self.files, self.delay = dict(files), delay
+    def __init__(
+        self, files: Mapping[str, tuple[str, bytes]], delay: float = 0.0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.files, self.delay, self.tls = dict(files), delay, tls
         self.asked, self.heads = Counter[str](), dict[str, str]()
         self.open = self.most_at_once = 0
 
@@ -29,7 +32,9 @@ class WebServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        starting = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
+        starting = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls), self._loop
+        )
         self._server = starting.result(10)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

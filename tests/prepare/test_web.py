@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -182,6 +185,34 @@ def test_the_link_is_closed_even_where_private_addresses_are_open(ask, monkeypat
     connected = list[str]()
     monkeypatch.setattr("httpcore.AnyIOBackend.connect_tcp", lambda self, host, *_: connected.append(host))
     assert ask("http://169.254.169.254/latest/meta-data")[0] == "private address" and not connected
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for a certificate")
+def test_certificates_are_checked_against_the_name_that_was_asked_for(ask, tmp_path, monkeypatch):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+    ]
+    subprocess.run(["openssl", *words, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    of_server.load_cert_chain(certificate, key)
+    with WebServer({"a.png": ("image/png", BODY)}, tls=of_server) as server:
+        patient = {"total_timeout": 20, "retries": 0}
+        urls = [f"https://{host}:{server.port}/img/a.png" for host in ("localhost", "127.0.0.1")]
+        assert [ask(url, **patient)[0] for url in urls] == ["connection failed"] * 2  # nobody vouches for it
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        monkeypatch.setattr("httpx.create_ssl_context", lambda **_: trusting)
+        assert ask(urls[0], **patient) == BODY and ask(urls[1], **patient)[0] == "connection failed"
 
 
 # Manners
