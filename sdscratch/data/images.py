@@ -12,8 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdscratch.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from torch import Tensor  # loaded by those functions alone that make one
+if TYPE_CHECKING:  # what only looks at pictures starts without it
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at their header

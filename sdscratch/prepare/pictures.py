@@ -74,17 +74,20 @@ class Form:
         suffix, original, is_plain = _header(data)
         if min(original) < self.min_size:
             raise Refused("too small", f"{original[0]}x{original[1]}")
-        box = _square(upright, self.crop)
         shorter = min(original) if min(original) < self.size and not self.enlarge else self.size
-        scale = shorter / min(box[2] - box[0], box[3] - box[1])
-        width, height = (max(round((box[k + 2] - box[k]) * scale), 1) for k in (0, 1))
+        if self.crop == "none":
+            width, height = (max(round(length * shorter / min(original)), 1) for length in original)
+        else:
+            width = height = shorter
         if max(width, height) > LONGEST:
             raise Refused("too long", f"{original[0]}x{original[1]}")
 
         if is_plain and (width, height) == original and len(data) <= self.keep_bytes:
             stored = upright
         else:
-            stored = upright.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+            stored = upright.resize(
+                (width, height), Image.Resampling.LANCZOS, box=_square(upright, self.crop), reducing_gap=3.0
+            )
             suffix, data = self.format, self._encoded(stored)
         return Picture(suffix, data, width, height, *original, str(imagehash.phash(stored)))
 

@@ -190,19 +190,8 @@ def test_the_link_is_closed_even_where_private_addresses_are_open(ask, monkeypat
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for a certificate")
 def test_certificates_are_checked_against_the_name_that_was_asked_for(ask, tmp_path, monkeypatch):
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    words = [
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-    ]
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost"]
     subprocess.run(["openssl", *words, "-out", certificate, "-keyout", key], check=True, capture_output=True)
     of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     of_server.load_cert_chain(certificate, key)
