@@ -19,7 +19,8 @@ from sdscratch.prepare.refusal import Refused
 from sdscratch.prepare.web import Manners, Web, harmless
 
 BODY = b"\x89PNG" + bytes(range(256)) * 40
-QUICK = {"read_timeout": 0.4, "total_timeout": 0.8, "backoff": 0.01, "max_bytes": 100_000, "allow_private": True}
+PATIENT = {"read_timeout": 20.0, "total_timeout": 20.0, "backoff": 0.01, "max_bytes": 100_000, "allow_private": True}
+HASTY = {"/stall": {"read_timeout": 0.3}, "/drip": {"total_timeout": 0.6}}  # by path
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,12 @@ def ask(server: WebServer) -> Ask:
     """`ask("/path", retries=1)`: the body, or the reason and the detail of its refusal."""
 
     def ask(path: str, **manners: object) -> bytes | tuple[str, str]:
-        return asyncio.run(_ask(server.url + path if path.startswith("/") else path, Manners(**{**QUICK, **manners})))
+        return asyncio.run(
+            _ask(
+                server.url + path if path.startswith("/") else path,
+                Manners(**{**PATIENT, **HASTY.get(path, {}), **manners}),
+            )
+        )
 
     return ask
 
@@ -196,12 +202,11 @@ def test_certificates_are_checked_against_the_name_that_was_asked_for(ask, tmp_p
     of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     of_server.load_cert_chain(certificate, key)
     with WebServer({"a.png": ("image/png", BODY)}, tls=of_server) as server:
-        patient = {"total_timeout": 20, "retries": 0}
         urls = [f"https://{host}:{server.port}/img/a.png" for host in ("localhost", "127.0.0.1")]
-        assert [ask(url, **patient)[0] for url in urls] == ["connection failed"] * 2  # nobody vouches for it
+        assert [ask(url, retries=0)[0] for url in urls] == ["connection failed"] * 2  # nobody vouches for it
         trusting = ssl.create_default_context(cafile=str(certificate))
         monkeypatch.setattr("httpx.create_ssl_context", lambda **_: trusting)
-        assert ask(urls[0], **patient) == BODY and ask(urls[1], **patient)[0] == "connection failed"
+        assert ask(urls[0]) == BODY and ask(urls[1], retries=0)[0] == "connection failed"
 
 
 # Manners
@@ -218,9 +223,7 @@ async def _ask_all(urls: list[str], manners: Manners) -> list[bytes]:
 @pytest.mark.parametrize(("settings", "most"), [({"per_host": 3}, 3), ({"concurrency": 2, "per_host": 50}, 2)])
 def test_no_more_requests_are_open_than_allowed_in_all_and_to_one_host(settings, most):
     with WebServer({"a.png": ("image/png", BODY)}, delay=0.02) as server:
-        bodies = asyncio.run(
-            _ask_all([f"{server.url}/img/a.png"] * 20, Manners(**{**QUICK, "total_timeout": 20, **settings}))
-        )
+        bodies = asyncio.run(_ask_all([f"{server.url}/img/a.png"] * 20, Manners(**{**PATIENT, **settings})))
         assert bodies == [BODY] * 20 and server.most_at_once == most
 
 
@@ -228,7 +231,7 @@ def test_a_slow_host_does_not_keep_others_waiting():
     async def slow_ones_that_came_before_the_quick_one(slow: str, quick: str) -> int:
         async def use(body: bytes) -> None: ...
 
-        async with Web(Manners(**{**QUICK, "concurrency": 4, "per_host": 2, "total_timeout": 20})) as web:
+        async with Web(Manners(**{**PATIENT, "concurrency": 4, "per_host": 2})) as web:
             waiting = [asyncio.create_task(web.get(slow, use)) for _ in range(8)]
             await asyncio.sleep(0)
             await web.get(quick, use)
