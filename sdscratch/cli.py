@@ -143,6 +143,15 @@ Without a word more: step, samples, size and validation loss of each.
         "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
         ("sdscratch data shapes out=data/shapes",),
     ),
+    "data download": Verb(
+        "data_download",
+        "data/download",
+        "Download the pictures of rows with URLs into shards, politely; says of each that fell why it did.",
+        (
+            "sdscratch data download path=data/laion_refined out=data/images/laion_refined size=512",
+            "sdscratch data download path=rows.parquet out=data/images crop=centre manners.per_host=2",
+        ),
+    ),
     "data pack": Verb(
         "data_pack",
         "data/pack",

@@ -15,6 +15,9 @@ from sdscratch.errors import ConfigError, DataError, check_whole
 if TYPE_CHECKING:  # what only looks at pictures starts without it
     from torch import Tensor
 
+if TYPE_CHECKING:  # what only looks at pictures starts without it
+    from torch import Tensor
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_SIDE = 8192
 MAX_PIXELS = MAX_SIDE**2  # 200 MB decoded; larger pictures are refused at their header

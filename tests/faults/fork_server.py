@@ -107,6 +107,7 @@ def warm_up() -> None:
     """Import what training imports, and what it imports late."""
     import torch
 
+    import sdscratch.commands.data_download
     import sdscratch.commands.train
     import sdscratch.training
     from sdscratch.config import check_config, compose
