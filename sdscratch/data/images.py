@@ -18,6 +18,9 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 1024**2  # 200 MB decoded; larger pictures are refused at their header
 SPARE_PIXELS = 3.0  # per final pixel and direction, for LANCZOS to reduce from where something faster has begun
 ORIENTATION = 0x0112  # EXIF's
+
+# What Pillow warns of is an error here. Said once and for all: a filter for a while would be one for all threads that decode.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -58,10 +61,7 @@ class _Decoded(NamedTuple):
 
 def _decode(data: bytes, at_least: int | None) -> _Decoded:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        with image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"the image has {image.width}x{image.height} pixels, allowed are {MAX_PIXELS} in all")
             size, reduction = image.size, 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -45,15 +46,22 @@ def map_shards(
     this process is killed; Ray's end with this process. ConfigError for an unknown engine, LostRankError when a worker is
     killed.
     """
-    check_whole("workers", workers, least=0)
+    check_engine(engine, workers)
     if engine == "ray":
         yield from _on_ray(function, tasks, gpus)
-    elif engine != "local":
-        raise ConfigError(f"engine={engine!r} is unknown; expected local or ray")
     elif workers == 0:
         yield from map(function, tasks)
     else:
         yield from _in_processes(function, tasks, workers)
+
+
+def check_engine(engine: str, workers: int) -> None:
+    """Raise ConfigError for what `map_shards` could not work with: a verb asks before it touches anything."""
+    check_whole("workers", workers, least=0)
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"engine={engine!r} is unknown; expected local or ray")
+    if engine == "ray" and find_spec("ray") is None:
+        raise ConfigError("engine=ray needs Ray: `pip install 'sdscratch[cluster]'`, or set engine=local")
 
 
 def worker_number() -> int | None:
@@ -110,10 +118,8 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task], gpus: float) -> Iterator[Result]:
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("engine=ray needs Ray: `pip install 'sdscratch[cluster]'`, or set engine=local") from error
+    import ray
+
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     call = ray.remote(num_gpus=gpus)(lambda task: function(task))
