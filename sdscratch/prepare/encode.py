@@ -88,6 +88,7 @@ class Encoding:
         damaged, latents that are not finite.
         """
         check_engine(engine, workers)
+        load_encoder.cache_clear()  # the folders may hold other networks by now
         encoder = load_encoder(self.vae, self.text, "cpu", self.dtype)
         check_resolution(self.resolution, downsampling_factor(encoder.vae))
         source = Source(self.source)

@@ -139,6 +139,14 @@ def test_the_manifest_says_what_the_latents_were_made_by(vae, source, encoding):
     assert made_by == {**fields, "source_fingerprint": ShardIndex.open(source).fingerprint}
 
 
+def test_a_vae_that_was_trained_again_in_the_same_folder_is_another_one(encoding, tmp_path):
+    made_by = list[dict]()
+    for out in ("one", "two"):
+        save_model_folder(tmp_path / "again", vae=new_vae(**VAE), about={})
+        made_by.append(encoding(out, vae=str(tmp_path / "again")).run()[0].made_by)
+    assert made_by[0]["vae"] != made_by[1]["vae"]
+
+
 def test_a_second_call_encodes_nothing_and_a_fresh_one_gives_the_same_bytes(encoding, tmp_path):
     encoding().run()
     before, calls = contents(tmp_path / "out"), list[tuple[int, int]]()
