@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,12 +15,14 @@ from sdscratch.errors import ConfigError, DataError, check_whole
 if TYPE_CHECKING:  # what only looks at pictures starts without it
     from torch import Tensor
 
-if TYPE_CHECKING:  # what only looks at pictures starts without it
-    from torch import Tensor
-
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_SIDE = 8192
 MAX_PIXELS = MAX_SIDE**2  # 200 MB decoded; larger pictures are refused at their header
+SPARE_PIXELS = 3.0  # per final pixel and direction, for LANCZOS to reduce from where something faster has begun
+ORIENTATION = 0x0112  # EXIF's
+
+# What Pillow warns of is an error here. Said once and for all: a filter for a while would be one for all threads that decode.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -46,20 +48,33 @@ def image_member(members: Mapping[str, bytes]) -> bytes:
 def open_image(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decode a JPEG, PNG or WebP into 8-bit RGB, upright by its EXIF orientation, on white where it is transparent.
 
-    The first frame of an animation. at_least: pixels of the shorter side that suffice; a larger JPEG is then decoded at
-    a half, quarter or eighth of its size. Raises DataError saying what is wrong with the bytes.
+    The first frame of an animation. at_least: pixels that the shorter side will be scaled to; a much larger JPEG is then
+    decoded at a half, quarter or eighth of its size. Raises DataError saying what is wrong with the bytes.
     """
+    return _decode(data, at_least).image
+
+
+class _Decoded(NamedTuple):
+    """An upright picture that was decoded at one `reduction`th of its `size`; its last pixels may be partly beyond it."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    reduction: int = 1
+
+
+def _decode(data: bytes, at_least: int | None) -> _Decoded:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        with image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"the image has {image.width}x{image.height} pixels, allowed are {MAX_PIXELS} in all")
-            if at_least is not None:
-                image.draft(None, (2 * at_least, 2 * at_least))  # twice, so that LANCZOS still does the last reduction
+            size, reduction = image.size, 1
+            if at_least is not None and image.getexif().get(ORIENTATION, 1) == 1:
+                needed = int(SPARE_PIXELS * at_least)
+                if (draft := image.draft(None, (needed, needed))) is not None:
+                    reduction = round(size[0] / draft[1][2])
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+            return _Decoded(upright, size if reduction > 1 else upright.size, reduction)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -74,10 +89,16 @@ def fit(image: Image.Image, resolution: int, crop: tuple[float, float] = (0.5, 0
 
     crop: which square, from (0, 0) at the left and top to (1, 1); (0.5, 0.5) is the centre. flip: mirror left-right.
     """
-    side = min(image.size)
-    left, top = (int(u * (length - side) + 0.5) for u, length in zip(crop, image.size, strict=True))
-    box = (left, top, left + side, top + side)
-    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return _fit(_Decoded(image, image.size), resolution, crop, flip)
+
+
+def _fit(decoded: _Decoded, resolution: int, crop: tuple[float, float], flip: bool) -> Image.Image:
+    """The square is found in the full picture, so that it is the same at every reduction."""
+    image, size, reduction = decoded
+    side = min(size)
+    left, top = (int(u * (length - side) + 0.5) for u, length in zip(crop, size, strict=True))
+    box = (left / reduction, top / reduction, (left + side) / reduction, (top + side) / reduction)
+    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box, reducing_gap=SPARE_PIXELS)
     return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else square
 
 
@@ -101,10 +122,9 @@ def preprocess(
     data: bytes | Image.Image, resolution: int, crop: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> Tensor:
     """A picture as a network sees it: float32 (3, resolution, resolution) in [-1, 1]. Raises DataError, as above."""
-    upright = (
-        open_image(data, at_least=resolution) if isinstance(data, bytes) else _to_rgb(ImageOps.exif_transpose(data))
-    )
-    return to_tensor(fit(upright, resolution, crop, flip))
+    if isinstance(data, bytes):
+        return to_tensor(_fit(_decode(data, at_least=resolution), resolution, crop, flip))
+    return to_tensor(fit(_to_rgb(ImageOps.exif_transpose(data)), resolution, crop, flip))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ import torch
 
 from sdscratch.cli import main
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.manifest import MANIFEST
-from sdscratch.data.shards import UNFINISHED, write_shards
+from sdscratch.data.shards import DROPPED, write_shards
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models import new_vae
 
@@ -133,29 +130,20 @@ def test_encoding_twice_reuses_what_is_there(vae_run, scenes, encoded, capsys):
     assert contents(encoded) == before and {path: path.stat().st_mtime_ns for path in encoded.iterdir()} == times
 
 
-def test_an_encoding_killed_half_way_ends_in_the_same_bytes(vae_run, scenes, encoded, tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "sdscratch", *encode(scenes, out, vae_run), "batch_size=1"]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "00000.tar").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (out / UNFINISHED).exists() and not (out / MANIFEST).exists(), "it was not killed in the middle"
-    assert main(encode(scenes, out, vae_run)) == 0
-    assert contents(out) == contents(encoded) and set(contents(out)) == {"00000.tar", "00001.tar", MANIFEST}
-
-
 def test_bad_pictures_are_named_and_may_be_left_out(vae_run, scenes, tmp_path, capsys):
     good = ShardIndex.open(scenes).read(0)
     write_shards(tmp_path / "images", [("one", {"png": b"no picture", "txt": b"a"}), ("two", good)], {})
     words = encode(tmp_path / "images", tmp_path / "out", vae_run)
     assert "00000.tar: one is a bad sample: the image is none of JPEG, PNG, WEBP" in refusal(capsys, *words)
     assert main([*words, "on_bad=quarantine"]) == 0
-    said = capsys.readouterr()
-    assert said.err.startswith("warning: 1 bad samples left out. ") and "00000.tar: one is a bad sample" in said.err
-    assert "latents of 1 pictures" in said.out and "one" in (tmp_path / "out" / "quarantined.txt").read_text()
+    said = capsys.readouterr().out
+    assert "latents of 1 pictures" in said and "left out and named in dropped.jsonl: 1 not decodable" in said
+    assert '"key": "one"' in (tmp_path / "out" / DROPPED).read_text()
+
+
+def test_the_closing_line_says_how_good_the_latents_are(vae_run, scenes, tmp_path, capsys):
+    assert main([*encode(scenes, tmp_path / "out", vae_run), "dtype=bfloat16", "flips=true"]) == 0
+    assert re.search(r", decoded again -?\d+\.\d dB, bfloat16 within 0\.\d\d% of float32\n$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +151,10 @@ def test_bad_pictures_are_named_and_may_be_left_out(vae_run, scenes, tmp_path, c
     [
         ("resolution=9", "resolution=9 is not divisible by the VAE's factor 2. Set it to 8 or 10."),
         ("on_bad=skip", "on_bad='skip' is unknown"),
+        ("dtype=fp16", "dtype='fp16' is unknown"),
+        ("engine=slurm", "engine='slurm' is unknown"),
+        ("workers=-1", "workers is -1"),
+        ("text=nowhere", "there is no CLIP text encoder nowhere"),
         ("batch_size=0", "batch_size is 0"),
         ("path=nowhere", "no shards in nowhere"),
         ("model=nowhere", "there is no VAE nowhere"),
