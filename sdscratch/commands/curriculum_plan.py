@@ -88,12 +88,12 @@ def _learning_rate(cfg: DictConfig) -> str:
 
 
 def _data(dataset: DictConfig) -> tuple[str, int | None, str]:
-    """Names of the folders, samples in them for training, and their fingerprint; "missing" where one is not there."""
-    trained_on, replayed = _folders(dataset), _folders(dataset.get("replay") or {})
-    names = ", ".join(folder.name for folder in trained_on)
-    if replayed and dataset.replay.share:
+    """Names of the folders trained on, samples in them, and their fingerprint; "missing" where one is not there."""
+    replay = dataset.get("replay") or {}
+    names = ", ".join(folder.name for folder in _folders(dataset, trained_on=True))
+    if replay.get("share") and (replayed := _folders(replay, trained_on=True)):
         names += f"; replay of {', '.join(folder.name for folder in replayed)}"
-    folders = [*trained_on, *replayed]  # of a replay of share 0, the held-out samples are measured
+    folders = [*_folders(dataset), *_folders(replay)]  # of those of share 0, the held-out samples are measured
     missing = [folder.name for folder in folders if not folder.exists()]
     if missing:
         return names, None, "missing" if len(missing) == len(folders) else f"missing: {', '.join(missing)}"
@@ -104,10 +104,11 @@ def _data(dataset: DictConfig) -> tuple[str, int | None, str]:
     return names, about["samples"], about["fingerprint"]
 
 
-def _folders(section: Mapping[str, Any]) -> list[Path]:
-    """The `path` of a section, and those of its `sources`."""
+def _folders(section: Mapping[str, Any], trained_on: bool = False) -> list[Path]:
+    """The `path` of a section, and those of its `sources`: all of them, or without those of share 0."""
     single = [Path(section["path"])] if section.get("path") is not None else []
-    return [*single, *(Path(source["path"]) for source in (section.get("sources") or {}).values())]
+    sources = (section.get("sources") or {}).values()
+    return [*single, *(Path(source["path"]) for source in sources if source["share"] or not trained_on)]
 
 
 def _rate(phase: Phase, phases: Sequence[Phase], given: Any) -> float | None:
