@@ -19,6 +19,7 @@ def replayed_folders(dataset: Mapping[str, Any]) -> list[Path]:
 
 
 def _paths(section: Mapping[str, Any]) -> list[Path]:
-    """The `path` of a section, and those of its `sources`."""
+    """The `path` of a section, and those of its `sources` that have a share."""
     single = [Path(section["path"])] if section.get("path") is not None else []
-    return [*single, *(Path(source["path"]) for source in (section.get("sources") or {}).values())]
+    sources = (section.get("sources") or {}).values()
+    return [*single, *(Path(source["path"]) for source in sources if source.get("share"))]

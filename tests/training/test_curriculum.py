@@ -384,6 +384,13 @@ def test_the_plan_is_made_before_anything_is_there(here, capsys):
     assert list(here.iterdir()) == []
 
 
+def test_the_plan_names_what_is_trained_on_not_what_is_only_measured(here, capsys):
+    less = "overrides.p6_consolidation=[dataset.sources.faces.share=0]"
+    assert main(["curriculum", "plan", "name=mine", "phases=[p6_consolidation]", less]) == 0
+    (p6,) = [line for line in capsys.readouterr().out.splitlines() if "p6_consolidation" in line]
+    assert "bodies" in p6 and "faces" not in p6
+
+
 def test_gpu_hours_are_those_of_a_measured_rate(two, words, capsys):
     assert main(["curriculum", "plan", *words("p1_laion_broad", "p4_faces", "p5_bodies")]) == 0
     said = capsys.readouterr().out
