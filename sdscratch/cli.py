@@ -137,7 +137,7 @@ VERBS = {
         "Choose samples of a folder of shards by a condition in SQL on their records; copies nothing.",
         (
             'sdscratch data select path=data/latents/laion_broad out=data/latents/laion_refined where="aesthetic >= 7.5"',
-            'sdscratch data select path=data/images/x out=data/images/y where="list_contains(captions, \'a dog\')"',
+            "sdscratch data select path=data/images/x out=data/images/y where=\"list_contains(captions, 'a dog')\"",
         ),
     ),
     "data encode": Verb(

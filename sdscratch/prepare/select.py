@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.selection import SELECTION, Selection
+from sdscratch.data.selection import Selection
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
 
 BATCH = 20_000  # samples read at once
@@ -48,7 +48,9 @@ def select(
     if (present := Selection.read(out)) is not None:
         if (present.source, present.source_fingerprint, present.where) == origin:
             return present
-        raise DataError(f"{out} holds another selection (where {present.where}). Delete it, or write to another folder.")
+        raise DataError(
+            f"{out} holds another selection (where {present.where}). Delete it, or write to another folder."
+        )
     if out.exists() and (not out.is_dir() or any(out.glob("*.tar")) or any(out.glob("*.json"))):
         raise DataError(f"{out} holds something else. Write the selection to a folder of its own.")
 
@@ -98,7 +100,9 @@ def _fitting(index: ShardIndex, where: str, progress: Callable[[int, int], None]
             fitting = samples.filter(where).project(_ROW).fetchnumpy()[_ROW]
         except duckdb.Error as error:
             columns = ", ".join(name for name in samples.columns if name != _ROW)
-            raise ConfigError(f"where={where!r}: {_first_line(error)}. The samples have the fields {columns}.") from error
+            raise ConfigError(
+                f"where={where!r}: {_first_line(error)}. The samples have the fields {columns}."
+            ) from error
     return np.sort(np.ma.getdata(fitting))
 
 
