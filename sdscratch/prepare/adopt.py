@@ -19,7 +19,7 @@ from sdscratch.data.index import OpenFiles, ShardIndex
 from sdscratch.data.manifest import Manifest, Shard
 from sdscratch.data.shards import SUFFIXES, UNFINISHED, Members
 from sdscratch.errors import ConfigError, DataError
-from sdscratch.files import read_json, write_atomically, write_json
+from sdscratch.files import read_json, remove_halves, write_atomically, write_json
 from sdscratch.prepare.collections.found import MAX_BYTES, require_folder
 from sdscratch.prepare.engine import Engine, map_shards
 
@@ -51,6 +51,7 @@ class Tars:
         names = _tars(folder)
         if (manifest := Manifest.read(folder)) is not None:
             ShardIndex.open(folder)  # raises where the two differ
+            _tidy(folder)
             return manifest
         parts = dict[str, dict[str, Any]]()
         progress(0, len(names))
@@ -69,8 +70,14 @@ class Tars:
             write_atomically(folder / BAD, lambda file: file.write(lines.encode()))
         manifest.write(folder)
         ShardIndex.open(folder)
-        shutil.rmtree(folder / _NOTES, ignore_errors=True)
+        _tidy(folder)
         return manifest
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the notes, and what a killed job had begun to write."""
+    shutil.rmtree(folder / _NOTES, ignore_errors=True)
+    remove_halves(folder)
 
 
 def _tars(folder: Path) -> list[str]:
