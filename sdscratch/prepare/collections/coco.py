@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +100,7 @@ class Coco:
             raise DataError(
                 f"{self.boxes_file} has no person of {self.min_height} of a picture's height in {self.split}"
             )
-        return slices(items, shard_size, self._find)
+        return slices(items, shard_size, replace(self)._find)  # without the lists kept here: it travels
 
     def _find(self, items: Sequence[tuple[str, str, Box | None, dict[str, Any]]]) -> Iterator[Found | Dropped]:
         for key, name, box, record in items:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class Folder:
             (name, key_of(name) if keys[key_of(name)] == 1 else hash_key(name), rows.get(name))
             for name in drawn(pictures, self.limit, self.seed, "limit")
         ]
-        return slices(items, shard_size, self._find)
+        return slices(items, shard_size, replace(self)._find)  # without the lists kept here: it travels
 
     def _find(self, items: Sequence[tuple[str, str, dict[str, Any] | None]]) -> Iterator[Found | Dropped]:
         for name, key, row in items:

@@ -14,7 +14,7 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +135,7 @@ class VGGFace2:
         ]
         if not items:
             raise DataError(f"no pictures in {self.root}: expected n000001/0001_01.jpg and the like")
-        return slices(items, shard_size, self._find)
+        return slices(items, shard_size, replace(self)._find)  # without the lists kept here: it travels
 
     def _find(self, items: Sequence[tuple[str, Box | None, str | None, tuple[str, ...]]]) -> Iterator[Found | Dropped]:
         for name, box, gender, attributes in items:

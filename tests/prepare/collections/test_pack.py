@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 from raw_collections import coco, diffusiondb, journeydb, picture, records, samples, shards, vggface2, write_files
@@ -92,6 +93,13 @@ def test_several_processes_write_the_same_bytes(tmp_path):
     PACKER.pack(archives, tmp_path / "one")
     Packer(Pictures(), shard_size=3, workers=2).pack(archives, tmp_path / "two")
     assert shards(tmp_path / "one") == shards(tmp_path / "two")
+
+
+def test_what_travels_to_a_process_does_not_grow_with_the_collection(collection):
+    first, *_, last = collection.parts(1)
+    keys = [item.key.encode() for item in last.found()]
+    assert collection.identity() and keys and not any(key in pickle.dumps(first) for key in keys)
+    assert any(key in pickle.dumps(last) for key in keys) or not last.is_shard
 
 
 def test_a_shard_is_a_fixed_slice_whatever_falls(tmp_path):
