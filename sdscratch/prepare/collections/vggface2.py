@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.prepare.collections.found import (
     Found,
     Slice,
@@ -76,6 +76,8 @@ class VGGFace2:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.per_identity is not None:
+            check_whole("per_identity", self.per_identity)
         if self.crop not in ("face", "none"):
             raise ConfigError(f"crop={self.crop!r} is unknown; expected face or none")
         if self.margin < 0:

@@ -166,6 +166,7 @@ def test_what_other_settings_or_another_collection_made_is_refused(tmp_path):
         (lambda: Coco("x", crop="face"), "crop='face' is unknown; expected person or none"),
         (lambda: Coco("x", min_height=55), "min_height is 55: expected a share"),
         (lambda: VGGFace2("x", crop="person"), "crop='person' is unknown; expected face or none"),
+        (lambda: VGGFace2("x", per_identity=0), "per_identity is 0"),
         (lambda: JourneyDB("x", caption="title"), "caption='title' is unknown"),
     ],
 )
