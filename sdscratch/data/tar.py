@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,34 +37,89 @@ def members(path: Path) -> Iterator[Member]:
     """
     try:
         with open(path, "rb") as file:
-            yield from _members(path, file.fileno(), os.fstat(file.fileno()).st_size)
+            yield from _members(path, partial(os.pread, file.fileno()), os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}. Restore or delete it.") from error
 
 
-def _members(path: Path, descriptor: int, end: int) -> Iterator[Member]:
+def compressed_members(path: Path) -> Iterator[tuple[Member, Callable[[], bytes]]]:
+    """The plain files of a .tgz in order, each with what reads its content, to be called before the next is asked for.
+
+    Raises DataError as `members` does, and when the compression is damaged or ends too early; its checksum comes last.
+    """
+    with _decompressed(path) as read:
+        end = 0
+        for member in _members(path, read, None):
+            yield member, partial(_content, path, read, member)
+            end = member.offset + member.size
+        while chunk := read(_LONGEST_EXTENSION, end):
+            end += len(chunk)
+
+
+def compressed_lines(path: Path, ending: str) -> Iterator[bytes]:
+    """The lines of the first file in a .tgz whose name ends so. Raises DataError as above, and where there is none."""
+    with _decompressed(path) as read:
+        found = next((member for member in _members(path, read, None) if member.name.endswith(ending)), None)
+        if found is None:
+            raise DataError(f"{path} holds no {ending} file.")
+        rest, end = b"", found.offset + found.size
+        for offset in range(found.offset, end, _LONGEST_EXTENSION):
+            *lines, rest = (rest + read(min(_LONGEST_EXTENSION, end - offset), offset)).split(b"\n")
+            yield from lines
+        if rest:
+            yield rest
+
+
+def _content(path: Path, read: Callable[[int, int], bytes], member: Member) -> bytes:
+    content = read(member.size, member.offset)
+    if len(content) != member.size:
+        raise DataError(
+            f"{path} is cut off: {member.name} has {len(content)} of {member.size} bytes. Restore or delete it."
+        )
+    return content
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[Callable[[int, int], bytes]]:
+    """What reads so many bytes from an offset. Offsets must rise: to go back would be to begin again."""
+    with gzip.open(path) as file:
+
+        def read(size: int, offset: int) -> bytes:
+            try:
+                file.seek(offset)
+                return file.read(size)
+            except (EOFError, OSError, zlib.error) as error:
+                raise DataError(f"{path} is damaged: {error}. Restore or delete it.") from error
+
+        yield read
+
+
+def _members(path: Path, read: Callable[[int, int], bytes], end: int | None) -> Iterator[Member]:
+    """read: so many bytes from an offset; the offsets rise. end: size in bytes, where it is known beforehand."""
     offset, name, size = 0, None, None  # the last two: said by an extended header, about the next file
     while True:
-        header = os.pread(descriptor, _BLOCK, offset)
+        header = read(_BLOCK, offset)
         if header == bytes(_BLOCK):
-            if os.pread(descriptor, _LONGEST_EXTENSION, offset).strip(b"\0"):
+            if read(_LONGEST_EXTENSION, offset + _BLOCK).strip(b"\0"):
                 raise DataError(f"{path} is damaged at byte {offset}: an empty block. Restore or delete it.")
             return
         if len(header) < _BLOCK:
-            raise DataError(f"{path} is cut off at byte {end}: a tar ends with empty blocks. Restore or delete it.")
+            raise DataError(
+                f"{path} is cut off at byte {offset + len(header)}: a tar ends with empty blocks. Restore or delete it."
+            )
         kind, stored = header[156:157], _number(header[124:136])
         if stored is None or not _checksum_fits(header):
             raise DataError(f"{path} is damaged at byte {offset}: no tar header there. Restore or delete it.")
         length = size if size is not None and kind in _FILE else 0 if kind in _WITHOUT_CONTENT else stored
         content = offset + _BLOCK
-        if content + length > end:
+        if end is not None and content + length > end:
             raise DataError(f"{path} is cut off: a member at byte {offset} needs {length} bytes. Restore or delete it.")
         offset = content + -(-length // _BLOCK) * _BLOCK
 
         if kind in (b"L", b"x", b"K", b"g"):
             if length > _LONGEST_EXTENSION:
                 raise DataError(f"{path} has an extended header of {length} bytes before byte {offset}. Delete it.")
-            extension = os.pread(descriptor, length, content)
+            extension = read(length, content)
             if kind == b"L":
                 name = _text(extension)
             elif kind == b"x":

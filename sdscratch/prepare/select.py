@@ -24,6 +24,10 @@ from sdscratch.errors import CannotWriteError, ConfigError, DataError
 BATCH = 20_000  # samples read at once
 DEEPEST = 16  # levels of a record that are looked at
 _ROW = "_row"  # the number of a sample
+_STRUCTURE = """
+    SELECT json_group_structure(example)
+    FROM (SELECT any_value(record) AS example FROM records GROUP BY json_structure(record))
+"""  # of all records, from one of each form: the aggregate holds in memory whatever it is given
 
 
 def select(
@@ -113,7 +117,7 @@ def _fitting(index: ShardIndex, where: str, progress: Callable[[int, int], None]
                 connection.execute("INSERT INTO records SELECT * FROM batch")
                 connection.unregister("batch")
                 progress(numbers.stop, len(index))
-            structure = connection.execute("SELECT json_group_structure(record) FROM records").fetchone()
+            structure = connection.execute(_STRUCTURE).fetchone()
             quoted = str(structure[0] if structure else "{}").replace("'", "''")
             connection.execute(
                 f"CREATE VIEW samples AS SELECT {_ROW}, unnest(json_transform(record, '{quoted}')) FROM records"
