@@ -121,6 +121,15 @@ VERBS = {
         "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
         ("sdscratch data shapes out=data/shapes",),
     ),
+    "data filter": Verb(
+        "data_filter",
+        "data/filter",
+        "Keep the rows of metadata that fit rules, each picture once, and say why the others fell.",
+        (
+            "sdscratch data filter rules=laion_broad path=data/laion_metadata out=data/laion_broad_rows",
+            "sdscratch data filter path=rows.csv out=data/rows rules.min_aesthetic=null on_missing=skip",
+        ),
+    ),
     "data encode": Verb(
         "data_encode",
         "data/encode",
