@@ -27,6 +27,7 @@ from sdscratch.prepare.funnel import Funnel, summed
 from sdscratch.prepare.metadata import (
     ALIASES,
     IDENTITIES,
+    IDENTITY,
     Columns,
     columns_of,
     fingerprint,
@@ -41,7 +42,7 @@ from sdscratch.prepare.tables import GROUP, batches, connection, reading, write_
 ROWS = "rows.parquet"
 PARTS = "parts"
 MADE_BY = "made_by.json"
-FELL, POSITION, CONTENT, CAPTION = "_fell", "_position", "_content", "_caption"  # columns on the way
+FELL, POSITION, CONTENT, CAPTION = "__fell", "__position", "__content", "__caption"  # columns on the way
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Filter:
         known, rules = normalised(columns), list(self.rules.of_rows())
         missing = {rule.name: lacking[0] for rule in rules if (lacking := [c for c in rule.columns if c not in known])}
         has = f"it has {', '.join(list(columns)[:20])}"
-        if "identity" not in known:
+        if IDENTITY not in known:
             names = ", ".join((*ALIASES["url"], *IDENTITIES))
             raise DataError(f"{path}: nothing tells its rows apart: expected a column of {names}; {has}")
         if missing and self.on_missing == "fail":
@@ -166,8 +167,7 @@ class Filter:
             kept = opened.sql(
                 f"SELECT {_listed(opened)} FROM parts SEMI JOIN chosen USING ({POSITION}) ORDER BY key, {CONTENT}"
             ).to_arrow_reader(GROUP)
-
-            write_rows(target, kept.schema, kept)
+            write_rows(target, kept.schema, batches(kept, work))
         skipped: dict[str, dict[str, int]] = {}
         for part, account in accounts:
             for rule, column in part.missing.items():
@@ -196,14 +196,14 @@ def judge(part: Part, work: Path, memory: str, workers: int, on_bad: str) -> Non
 def _judged(part: Part) -> str:
     """SQL: every row of a file, normalised, with the number of the first rule that it fails, 0 where it fails none."""
     known = normalised(part.columns)
-    columns = [name for name in known if name != "identity"]
+    columns = [name for name in known if name != IDENTITY]
     selected = ", ".join(f"{expression} AS {identifier(name)}" for name, expression in known.items())
     cases = " ".join(f"WHEN NOT coalesce({rule.keeps}, false) THEN {n}" for n, rule in enumerate(part.rules, start=1))
     of_kept = [f"CASE WHEN {FELL} = 0 THEN {identifier(name)} END AS {identifier(name)}" for name in columns]
     caption = f"nullif({FOLDED}, '')" if "caption" in known else "NULL"
     return f"""
-        SELECT {FELL}, CASE WHEN {FELL} = 0 THEN left(sha256(identity), 20) END AS key, {", ".join(of_kept)},
-            CASE WHEN {FELL} = 0 THEN hash({", ".join(map(identifier, columns)) or "identity"}) END AS {CONTENT},
+        SELECT {FELL}, CASE WHEN {FELL} = 0 THEN left(sha256({IDENTITY}), 20) END AS key, {", ".join(of_kept)},
+            CASE WHEN {FELL} = 0 THEN hash({", ".join(map(identifier, columns)) or IDENTITY}) END AS {CONTENT},
             CASE WHEN {FELL} = 0 THEN md5_number_lower({caption}) END AS {CAPTION}
         FROM (SELECT *, CASE {cases} ELSE 0 END::INTEGER AS {FELL} FROM (SELECT {selected} FROM {reader(part.path)}))"""
 

@@ -26,9 +26,10 @@ ALIASES = {
 }
 """The columns that rules and later steps know, each with the names it goes by: the first that a file has, in any case."""
 
-IDENTITIES = ("image_name", "img_path", "image_path", "file_name", "filename", "uid", "id", "key")
-"""What a row without an address is known by."""
+IDENTITY = "__identity"
+"""What a row is called after: its http or https address; where a collection has none, the first of IDENTITIES."""
 
+IDENTITIES = ("image_name", "img_path", "image_path", "file_name", "filename", "uid", "id", "key")
 NUMBERS = {"width": "INTEGER", "height": "INTEGER"} | dict.fromkeys(
     ("similarity", "punsafe", "pwatermark", "aesthetic"), "DOUBLE"
 )
@@ -96,16 +97,15 @@ def reader(path: Path) -> str:
 def normalised(columns: Columns) -> Mapping[str, str]:
     """What makes a file's columns those that the rest of the pipeline knows: the new name -> SQL over the old ones.
 
-    The known ones come first, then `identity` (the http or https address; where a file has none, a name), then all
-    others, by name.
+    The known ones come first, then IDENTITY, then all others, by name.
     """
     there = {name.lower(): name for name in reversed(columns)}
     taken = {known: there[name] for known in ALIASES if (name := _first(ALIASES[known], there))}
     known = {name: _typed(name, column, columns[column]) for name, column in taken.items()}
     if "url" in known:
-        known["identity"] = f"CASE WHEN regexp_matches({known['url']}, '(?i)^https?://.') THEN {known['url']} END"
+        known[IDENTITY] = f"CASE WHEN regexp_matches({known['url']}, '(?i)^https?://.') THEN {known['url']} END"
     elif name := _first(IDENTITIES, there):
-        known["identity"] = _text(there[name], columns[there[name]])
+        known[IDENTITY] = _text(there[name], columns[there[name]])
     used = {*taken.values(), there.get("key")}  # a foreign key would be taken for one of ours
     return known | {name: identifier(name) for name in sorted(columns.keys() - used) if name.lower() not in known}
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from sdscratch.errors import ConfigError, check_whole
-from sdscratch.prepare.metadata import quoted
+from sdscratch.prepare.metadata import IDENTITY, quoted
 
 LETTER = r"\p{L}\p{N}\p{M}"  # what a word is made of, in every script; an underscore is none
 FOLDED = "lower(nfc_normalize(caption))"
@@ -65,7 +66,7 @@ class Rules:
     max_characters: int | None = None
     min_words: int | None = None
     languages: list[str] | None = None
-    words: Mapping[str, list[str]] = field(default_factory=dict)
+    words: Mapping[str, list[str]] | None = None
     unique_url: bool = True
     unique_caption: bool = True
     max_rows: int | None = None
@@ -75,30 +76,33 @@ class Rules:
         for name in ("min_side", "min_characters", "max_characters", "min_words", "max_rows"):
             if getattr(self, name) is not None:
                 check_whole(f"rules.{name}", getattr(self, name))
+        for name in ("min_aesthetic", "min_similarity", "min_aspect", "max_aspect", "watermark_below", "unsafe_below"):
+            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+                raise ConfigError(f"rules.{name} is {value}: expected a finite number, or null to switch the rule off")
         for low, high in (("min_aspect", "max_aspect"), ("min_characters", "max_characters")):
             if None not in (least := getattr(self, low), most := getattr(self, high)) and least > most:
                 raise ConfigError(f"rules.{low}={least} is above rules.{high}={most}: no row can fit both")
-        if clash := self.words.keys() & {rule.name for rule in fields(self)}:
+        if clash := (self.words or {}).keys() & {rule.name for rule in fields(self)}:
             raise ConfigError(f"rules.words.{min(clash)}: a rule has that name already; choose another one")
-        for name, words in self.words.items():
+        for name, words in (self.words or {}).items():
             if not words or not all(isinstance(word, str) and _parts(word) for word in words):
                 raise ConfigError(f"rules.words.{name} is {words}: expected words or phrases, at least one")
 
     def of_rows(self) -> Iterator[Rule]:
         """Those that look at one row by itself."""
-        yield Rule(ADDRESS, ("identity",), "identity <> ''")
+        yield Rule(ADDRESS, (IDENTITY,), f"{IDENTITY} <> ''")
         for name, columns, keeps in COMPARED:
             if (value := getattr(self, name)) is not None:
                 yield Rule(name, columns, keeps.format(f"{value!r}::DOUBLE" if isinstance(value, float) else value))
         if self.languages is not None:
             known = ", ".join(quoted(language.lower()) for language in self.languages)
             yield Rule("languages", ("language",), f"lower(language) IN ({known})")
-        for name, words in self.words.items():
+        for name, words in (self.words or {}).items():
             yield Rule(name, ("caption",), f"NOT regexp_matches({FOLDED}, '{_holds_one_of(words)}')")
 
     def settings(self) -> dict[str, Any]:
         """What is switched on, as plain JSON."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, {}, False)}
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
 
 
 def _holds_one_of(words: list[str]) -> str:

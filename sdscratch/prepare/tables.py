@@ -21,13 +21,14 @@ GROUP = 100_000  # rows of a parquet row group, and of a batch
 @contextmanager
 def connection(spill: Path, memory: str, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
     """A data base in memory. spill: where what is beyond `memory` goes. share: how many such use this machine's cores."""
-    settings = {
+    settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
         "temp_directory": str(spill / "spilled"),
-        "threads": max(1, len(os.sched_getaffinity(0)) // share),
+        "threads": max(1, (os.cpu_count() or 1) // share),
         "preserve_insertion_order": False,  # whoever needs a sequence asks for it
     }
     with duckdb.connect(config=settings) as opened:
+        opened.execute("SET enable_progress_bar = false")  # it would write to stdout
         yield opened
 
 
