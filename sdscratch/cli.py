@@ -121,6 +121,16 @@ VERBS = {
         "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
         ("sdscratch data shapes out=data/shapes",),
     ),
+    "data fetch": Verb(
+        "data_fetch",
+        "data/fetch",
+        "Fetch the files of a published collection, after saying how large they are and under which licence.",
+        (
+            "sdscratch data fetch source=diffusiondb out=data/diffusiondb dry_run=true",
+            "sdscratch data fetch source=coco out=data/coco yes=true",
+            "sdscratch data fetch source=coco out=data/coco mirror=/mnt/datasets/coco",
+        ),
+    ),
     "data filter": Verb(
         "data_filter",
         "data/filter",
