@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from sdscratch.errors import ConfigError, DataError, RunFolderError
+from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError
 from sdscratch.files import FolderLock, read_json, remove_halves, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.funnel import Funnel, summed
@@ -98,6 +98,7 @@ class Filter:
             "source_fingerprint": sha256("".join(mark for mark, _ in files).encode()).hexdigest(),
         }
         if (there := _finished(out, made_by)) is not None:
+            shutil.rmtree(out / PARTS, ignore_errors=True)  # of a job that was killed at its very end
             return there
         parts, bad = self._planned([file for _, file in files])
         with _locked(out):
@@ -285,12 +286,14 @@ def _finished(out: Path, made_by: dict[str, Any]) -> Funnel | None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         lock.take()
     except RunFolderError as error:
         raise DataError(f"{out} is being written by another process: wait for it, or set another out=") from error
+    except OSError as error:
+        raise CannotWriteError(f"cannot write into {out}: {error.strerror or error}") from error
     try:
         yield
     finally:

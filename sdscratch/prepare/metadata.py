@@ -62,9 +62,8 @@ def metadata_files(path: Path, but_not_in: Path) -> list[Path]:
     if path.is_file():
         reader(path)
         return [path]
-    found = [
-        file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_")) and _ending(file)
-    ]
+    shown = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
+    found = [file for file in shown if file.is_file() and _ending(file)]
     found = [file for file in found if not file.resolve().is_relative_to(but_not_in.resolve())]
     if not found:
         what = "holds none" if path.is_dir() else "does not exist"
@@ -118,6 +117,10 @@ def quoted(text: str) -> str:
 def identifier(name: str) -> str:
     """A column's name as SQL."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _ending(path: Path) -> str:

@@ -11,8 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.files import crash_point
 from sdscratch.prepare.web_file import Bytes, fetch_file, size_of
@@ -161,7 +159,15 @@ def _matching(found: list[RemoteFile], patterns: Sequence[str], where: str) -> l
 
 @contextmanager
 def _reading_hub(repo: str) -> Iterator[None]:
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        FileMetadataError,
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         yield
@@ -175,6 +181,6 @@ def _reading_hub(repo: str) -> Iterator[None]:
         raise DataError(
             f"{repo} is on the hub, and HF_HUB_OFFLINE is set: unset it, or set mirror= to a folder"
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError) as error:
+    except (HTTPError, HFValidationError, FileMetadataError, LocalEntryNotFoundError) as error:
         said = " ".join(str(error).split())[:200]
         raise DataError(f"the hub does not give {repo}: {said}. The same command goes on") from error

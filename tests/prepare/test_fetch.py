@@ -223,3 +223,5 @@ def test_killed_in_the_middle_it_goes_on_and_a_dry_run_brings_nothing(folder, tm
 def test_without_network_it_says_what_to_do(tmp_path):
     done = sdscratch(*hub_words(tmp_path / "out"), HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "mirror=" in done.stderr
+    done = sdscratch(*hub_words(tmp_path / "out"), HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "The same command goes on" in done.stderr

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from laion_rows import contents, synthetic, write
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
@@ -24,37 +19,8 @@ from sdscratch.prepare.funnel import FUNNEL, Funnel
 from sdscratch.prepare.metadata import key_of
 from sdscratch.prepare.rules import Rules
 
-LONG = os.environ.get("SDS_FAULTS") == "long"
 RULES = Rules(min_aesthetic=5.0, min_side=256, words={"explicit": ["nude"]})
 OUTPUTS = {ROWS, FUNNEL, "funnel.md", "funnel.png"}
-
-
-def write(path: Path, rows: list[dict[str, Any]] | str) -> Path:
-    """Rows, or SQL that makes them, as a parquet or csv file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(rows, list):
-        path.with_suffix(".json").write_text(json.dumps(rows))
-        rows = f"FROM read_json('{path.with_suffix('.json')}')"
-    duckdb.sql(f"COPY ({rows}) TO '{path}' (FORMAT {path.suffix[1:]})")
-    path.with_suffix(".json").unlink(missing_ok=True)
-    return path
-
-
-def synthetic(first: int, last: int) -> str:
-    """LAION-like rows, as SQL: a twentieth of the addresses and a few captions come again, also in other files."""
-    return f"""
-        SELECT 'https://cdn-' || hash(j) % 500 || '.org/' || md5(j::VARCHAR) AS URL,
-            ['red', 'old', 'nude', 'blue'][1 + ((h >> 3) % 4)::INT] || ' picture number ' || h % 4000000 AS TEXT,
-            (200 + h % 1400)::INT AS WIDTH, (200 + (h >> 13) % 1400)::INT AS HEIGHT,
-            0.2 + ((h >> 20) % 1000) / 5000 AS similarity,
-            ((h >> 9) % 1000) / 1000 AS punsafe, ((h >> 17) % 1000) / 1000 AS pwatermark,
-            4.5 + ((h >> 27) % 1000) / 250 AS AESTHETIC_SCORE, h % 100 AS hash
-        FROM (SELECT h, i - if(h % 20 = 0, (h % 1000)::BIGINT, 0) AS j
-            FROM (SELECT i, hash(i) AS h FROM range({first}, {last}) t(i)))"""
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def row(n: int, **fields: Any) -> dict[str, Any]:
@@ -292,26 +258,6 @@ def test_a_full_disk_is_said_and_when_there_is_space_again_it_goes_on(filtered, 
     assert contents(tmp_path / "out") == contents(filtered)
 
 
-def test_killed_at_random_times_it_ends_in_the_same_bytes(filtered, metadata, tmp_path):
-    rules = ["rules.min_aesthetic=5.0", "rules.min_side=256", "rules.words={explicit:[nude]}"]
-    words = ["data", "filter", "rules=none", f"path={metadata}", f"out={tmp_path / 'out'}", *rules]
-    command = [sys.executable, "-m", "sdscratch", *words]
-    moments, kills = random.Random(0), 0
-    while kills < (30 if LONG else 2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (tmp_path / "out" / PARTS).exists() and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:  # it was faster: once more
-            for path in (tmp_path / "out").iterdir():
-                path.unlink()
-            continue
-        kills += 1
-    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
-    assert contents(tmp_path / "out") == contents(filtered)
-
-
 def test_two_at_once_in_one_folder_are_kept_apart(metadata, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from sdscratch.files import FolderLock; "
@@ -325,27 +271,3 @@ def test_two_at_once_in_one_folder_are_kept_apart(metadata, tmp_path):
     finally:
         other.kill()
         other.wait()
-
-
-# How much it takes
-
-
-@pytest.mark.slow
-def test_rows_are_filtered_fast_and_in_little_memory(tmp_path):
-    """10 million rows, most of which stay until duplicates are looked for; a fortieth of that in the short form."""
-    count = 10_000_000 if LONG else 250_000
-    for n in range(10):
-        write(tmp_path / "in" / f"{n}.parquet", synthetic(n * count // 10, (n + 1) * count // 10))
-    code = (
-        "import sys; from pathlib import Path; from sdscratch.prepare.filter import Filter; "
-        "from sdscratch.prepare.rules import Rules; rules = Rules(min_side=210, words={'explicit': ['naked', 'xxx']}); "
-        f"print(Filter(rules).write(Path({str(tmp_path / 'in')!r}), Path({str(tmp_path / 'out')!r})).kept)"
-    )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0 and int(done.stdout) > 0.8 * count, done.stderr
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of both cores, not of the clock
-    assert seconds < (240 if LONG else 20)
-    if LONG:
-        assert after.ru_maxrss < 4 * 2**20

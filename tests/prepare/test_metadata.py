@@ -148,7 +148,15 @@ def test_every_format_is_read_whatever_the_file_is_called(tmp_path, name):
 
 
 def test_a_folder_is_read_with_all_below_it_but_hidden_files_and_the_output(tmp_path):
-    for name in ("a.parquet", "deep/er/b.csv", ".hidden.csv", "_SUCCESS.csv", "notes.txt", "out/rows.parquet"):
+    for name in (
+        "a.parquet",
+        "deep/er/b.csv",
+        ".hidden.csv",
+        "_SUCCESS.csv",
+        "notes.txt",
+        "out/rows.parquet",
+        ".cache/c.csv",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = metadata_files(tmp_path, but_not_in=tmp_path / "out")
