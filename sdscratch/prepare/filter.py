@@ -47,9 +47,13 @@ FELL, POSITION, CONTENT, CAPTION = "__fell", "__position", "__content", "__capti
 
 @dataclass(frozen=True)
 class Part:
-    """One file of metadata, and what becomes of it. missing: rules it has no column for -> the first such column."""
+    """One file of metadata, and what becomes of it.
+
+    name: its path below the source. missing: rules that it has no columns for -> the first such column.
+    """
 
     number: int
+    name: str
     path: Path
     columns: Columns
     rules: tuple[Rule, ...]
@@ -100,7 +104,7 @@ class Filter:
         if (there := _finished(out, made_by)) is not None:
             shutil.rmtree(out / PARTS, ignore_errors=True)  # of a job that was killed at its very end
             return there
-        parts, bad = self._planned([file for _, file in files])
+        parts, bad = self._planned({_name(file, source): file for _, file in files})
         with _locked(out):
             work = _working_folder(out / PARTS, made_by)
             todo = [part for part in parts if not _account(work, part).exists()]
@@ -118,23 +122,23 @@ class Filter:
             shutil.rmtree(work)
         return funnel
 
-    def _planned(self, files: list[Path]) -> tuple[list[Part], dict[str, str]]:
+    def _planned(self, files: dict[str, Path]) -> tuple[list[Part], dict[str, str]]:
         """What is to be done with each file, found out before anything is begun; files that cannot be read, and why."""
         parts, bad = list[Part](), dict[str, str]()
         with duckdb.connect() as opened:
-            for number, path in enumerate(files):
+            for number, (name, path) in enumerate(files.items()):
                 try:
                     with reading(path):
                         columns = columns_of(opened, path)
                 except DataError as error:
                     if self.on_bad == "fail":
                         raise
-                    bad[path.name] = str(error)
+                    bad[name] = str(error)
                 else:
-                    parts.append(self._plan(number, path, columns))
+                    parts.append(self._plan(number, name, path, columns))
         return parts, bad
 
-    def _plan(self, number: int, path: Path, columns: Columns) -> Part:
+    def _plan(self, number: int, name: str, path: Path, columns: Columns) -> Part:
         known, rules = normalised(columns), list(self.rules.of_rows())
         missing = {rule.name: lacking[0] for rule in rules if (lacking := [c for c in rule.columns if c not in known])}
         has = f"it has {', '.join(list(columns)[:20])}"
@@ -148,12 +152,12 @@ class Filter:
                 f"{path}: the rule {rule} needs a column {column} (or {', '.join(ALIASES[column][1:])}){others}; {has}. "
                 f"Switch such rules off, as by rules.{rule}=null, or set on_missing=skip"
             )
-        return Part(number, path, columns, tuple(rule for rule in rules if rule.name not in missing), missing)
+        return Part(number, name, path, columns, tuple(rule for rule in rules if rule.name not in missing), missing)
 
     def _joined(self, parts: Sequence[Part], bad: dict[str, str], work: Path, made_by: dict[str, Any]) -> Funnel:
         """All parts together: duplicates, the sample, the sorted rows; and the account of it all."""
         accounts = [(part, read_json(_account(work, part))) for part in parts]
-        bad |= {part.path.name: account["bad"] for part, account in accounts if account["bad"]}
+        bad |= {part.name: account["bad"] for part, account in accounts if account["bad"]}
         every_rule = dict.fromkeys((rule.name for rule in self.rules.of_rows()), 0)
         fell = summed([every_rule, *(account["fell"] for _, account in accounts)])
         rows = sum(account["rows"] for _, account in accounts)
@@ -168,12 +172,12 @@ class Filter:
             kept = opened.sql(
                 f"SELECT {_listed(opened)} FROM parts SEMI JOIN chosen USING ({POSITION}) ORDER BY key, {CONTENT}"
             ).to_arrow_reader(GROUP)
-            write_rows(target, kept.schema, batches(kept, work))
+            count = write_rows(target, kept.schema, batches(kept, work))
         skipped: dict[str, dict[str, int]] = {}
         for part, account in accounts:
             for rule, column in part.missing.items():
                 skipped[rule] = summed([skipped.get(rule, {}), {column: account["rows"]}])
-        return Funnel(made_by, rows, fell, rows - sum(fell.values()), _output(target), skipped, bad)
+        return Funnel(made_by, rows, fell, count, _output(target), skipped, bad)
 
 
 def judge(part: Part, work: Path, memory: str, workers: int, on_bad: str) -> None:
@@ -307,6 +311,10 @@ def _working_folder(work: Path, made_by: dict[str, Any]) -> Path:
         write_json(work / MADE_BY, made_by)
     remove_halves(work)
     return work
+
+
+def _name(file: Path, source: Path) -> str:
+    return file.name if file == source else file.relative_to(source).as_posix()
 
 
 def _rows(work: Path, part: Part) -> Path:

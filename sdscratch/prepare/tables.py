@@ -52,15 +52,19 @@ def batches(rows: pa.RecordBatchReader, what: Path) -> Iterator[pa.RecordBatch]:
         yield from rows
 
 
-def write_rows(path: Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch], compression: str = "zstd") -> None:
-    """Write a parquet file. Its bytes depend on the rows and their sequence, not on how they come in batches."""
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch], compression: str = "zstd") -> int:
+    """Write a parquet file; how many rows it has. Its bytes depend on their sequence, not on how they come in batches."""
+    count = 0
 
     def fill(file: IO[bytes]) -> None:
+        nonlocal count
         with pq.ParquetWriter(file, schema, compression=compression) as writer:
             for table in _in_groups(rows, schema):
                 writer.write_table(table, row_group_size=GROUP)
+                count += len(table)
 
     write_atomically(path, fill)
+    return count
 
 
 def _in_groups(rows: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
