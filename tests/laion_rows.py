@@ -24,7 +24,7 @@ def synthetic(first: int, last: int) -> str:
     """LAION-like rows, as SQL: a twentieth of the addresses and a few captions come again, also in other files."""
     return f"""
         SELECT 'https://cdn-' || hash(j) % 500 || '.org/' || md5(j::VARCHAR) AS URL,
-            ['red', 'old', 'nude', 'blue'][1 + ((h >> 3) % 4)::INT] || ' picture number ' || h % 4000000 AS TEXT,
+            ['red', 'old', 'nude', 'blue'][1 + ((h >> 3) % 4)::INT] || ' picture number ' || h % 100000000 AS TEXT,
             (200 + h % 1400)::INT AS WIDTH, (200 + (h >> 13) % 1400)::INT AS HEIGHT,
             0.2 + ((h >> 20) % 1000) / 5000 AS similarity,
             ((h >> 9) % 1000) / 1000 AS punsafe, ((h >> 17) % 1000) / 1000 AS pwatermark,
