@@ -143,6 +143,25 @@ Without a word more: step, samples, size and validation loss of each.
         "Draw the embedded data set: captioned scenes of coloured shapes, as shards.",
         ("sdscratch data shapes out=data/shapes",),
     ),
+    "data fetch": Verb(
+        "data_fetch",
+        "data/fetch",
+        "Fetch the files of a published collection, after saying how large they are and under which licence.",
+        (
+            "sdscratch data fetch source=diffusiondb out=data/diffusiondb dry_run=true",
+            "sdscratch data fetch source=coco out=data/coco yes=true",
+            "sdscratch data fetch source=coco out=data/coco mirror=/mnt/datasets/coco",
+        ),
+    ),
+    "data filter": Verb(
+        "data_filter",
+        "data/filter",
+        "Keep the rows of metadata that fit rules, each picture once, and say why the others fell.",
+        (
+            "sdscratch data filter rules=laion_broad path=data/laion_metadata out=data/laion_broad_rows",
+            "sdscratch data filter path=rows.csv out=data/rows rules.min_aesthetic=null on_missing=skip",
+        ),
+    ),
     "data download": Verb(
         "data_download",
         "data/download",
