@@ -121,6 +121,7 @@ def watched(cut_after: int | None = None) -> Iterator[tuple[list[list[int]], lis
     """
     positions: list[list[int]] = []
     rates: list[float] = []
+    seen = 0  # micro-batches, at the last step
     losses = LatentDiffusion.losses
 
     def watched_losses(module: LatentDiffusion, batch: Any) -> dict[str, Tensor]:
@@ -130,8 +131,10 @@ def watched(cut_after: int | None = None) -> Iterator[tuple[list[list[int]], lis
         return losses(module, batch)
 
     def note_rate(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not positions:
+        nonlocal seen
+        if len(positions) == seen:
             return  # it was only tried whether a step can be taken
+        seen = len(positions)
         rate, *others = {group["lr"] for group in optimizer.param_groups}
         assert not others
         rates.append(rate)
