@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import files_of_at_most
 
+from sdscratch.checkpoint_file import Retention, best_first
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.run_folder import Retention, RunFolder, best_first
+from sdscratch.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ ARMS = {"forget_without": 0.0, "forget_replay": 0.3}  # name of the curriculum: 
 TITLES = {"forget_without": "no replay", "forget_replay": "replay 30 %"}
 LEARNT = BACKGROUNDS[:3]
 FIRST, *LATER = PHASES = [f"b{number}_{name}" for number, name in enumerate(LEARNT, 1)]
-PROMPTS = 16  # of each background, for the judge
+PROMPTS = 32  # of each background, for the judge
 
 Rows = dict[str, dict[str, dict[str, float]]]  # arm: after which phase: background: number
 
@@ -73,7 +73,7 @@ def judged() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
             found[arm][phase] = {}
             for name in BACKGROUNDS:
                 texts, scenes = zip(*prompts_for(name, PROMPTS), strict=True)
-                pictures = pipe(texts, seed=0, sampler="dpmpp_2m", num_inference_steps=12, batch_size=PROMPTS)
+                pictures = pipe(texts, seed=0, batch_size=PROMPTS)
                 found[arm][phase][name] = score(pictures, scenes)
                 if phase == PHASES[-1]:
                     found[arm].setdefault("pictures", []).extend(zip(pictures[:4], texts[:4], strict=True))

@@ -7,11 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sdscratch.checkpoint_file import Checkpoint, Retention, best_first
 from sdscratch.commands.known_runs import did_you_mean_run
 from sdscratch.config import load_config
 from sdscratch.config.words import did_you_mean
 from sdscratch.errors import ConfigError, RunFolderError, check_whole
-from sdscratch.run_folder import Checkpoint, Retention, RunFolder, best_first
+from sdscratch.run_folder import RunFolder
 
 ACTIONS = ("list", "verify", "prune")
 KEEP = {"keep_last": 1, "keep_every": 1, "keep_best": 0}

@@ -12,12 +12,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.commands import launch
 from sdscratch.commands.phases import Phase, phases_of
 from sdscratch.config.words import screen
 from sdscratch.console import say, warn
 from sdscratch.errors import ConfigError, RunFolderError, StoppedError
-from sdscratch.run_folder import Checkpoint, folder_below
+from sdscratch.run_folder import folder_below
 from sdscratch.training.curriculum import CurriculumFolder, Entry, measures, set_aside, trained_on
 from sdscratch.training.preemption import StopSignals
 

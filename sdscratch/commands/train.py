@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import __version__
+from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
 from sdscratch.commands.trainer import check_trainer, make_trainer
@@ -40,7 +41,7 @@ from sdscratch.data.loading import lost_workers_named
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, SdscratchError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
-from sdscratch.run_folder import Checkpoint, RunFolder, folder_below
+from sdscratch.run_folder import RunFolder, folder_below
 from sdscratch.training import LatentDiffusion, Stage, ranks
 from sdscratch.training.initial_weights import InitialWeights
 from sdscratch.training.optim import check_next_step

@@ -8,9 +8,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from sdscratch.checkpoint_file import Retention, load_tensors
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, check_whole
-from sdscratch.run_folder import Retention, RunFolder, load_tensors
+from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, said_not_raised
 

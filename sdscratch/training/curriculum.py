@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sdscratch.checkpoint_file import best_first
 from sdscratch.errors import CannotWriteError, RunFolderError
 from sdscratch.files import FolderLock, remove_halves, write_json
-from sdscratch.run_folder import RunFolder, best_first
+from sdscratch.run_folder import RunFolder
 
 Status = Literal["pending", "running", "done", "stale"]
 

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.errors import ConfigError, DataError, RunFolderError
 from sdscratch.interop.diffusers_folder import find_model_folder, read_about
-from sdscratch.run_folder import Checkpoint, RunFolder
+from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.weights import misfits
 

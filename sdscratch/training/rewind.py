@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.console import warn
 from sdscratch.data.order import data_step, skip
 from sdscratch.errors import DivergedError
-from sdscratch.run_folder import Checkpoint, RunFolder
+from sdscratch.run_folder import RunFolder
 
 
 class Start(NamedTuple):
