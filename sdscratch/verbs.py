@@ -145,8 +145,8 @@ Without a word more: step, samples, size and validation loss of each.
         "data/download",
         "Download the pictures of rows with URLs into shards, politely; says of each that fell why it did.",
         (
-            "sdscratch data download path=data/laion_refined out=data/images/laion_refined size=512",
-            "sdscratch data download path=rows.parquet out=data/images crop=centre manners.per_host=2",
+            "sdscratch data download path=data/laion_refined out=data/images/laion_refined pictures.size=512",
+            "sdscratch data download path=rows.parquet out=data/images pictures.crop=centre manners.per_host=2",
         ),
     ),
     "data pack": Verb(

@@ -10,21 +10,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sdscratch.config import build
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import DROPPED
 from sdscratch.errors import ConfigError
 from sdscratch.prepare.download import Count, Downloader
-from sdscratch.prepare.pictures import Form
 from sdscratch.prepare.url_rows import UrlRows
-from sdscratch.prepare.web import Manners
 
 
 def run(cfg: DictConfig) -> None:
     """Download the rows of `path` into `out`."""
     if not cfg.out:
         raise ConfigError("out is empty: expected a folder, `.` for this one")
-    form = Form(cfg.size, cfg.min_size, cfg.enlarge, cfg.crop, cfg.format, cfg.quality, cfg.keep_bytes)
-    manners = Manners(**cfg.manners)
+    form, manners = build(cfg.pictures), build(cfg.manners)
     columns = [TextColumn("downloading"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fell]} fell")]
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()

@@ -14,7 +14,6 @@ from sdscratch.data.manifest import Manifest
 from sdscratch.errors import ConfigError
 from sdscratch.prepare.adopt import BAD, Tars
 from sdscratch.prepare.pack import Packer
-from sdscratch.prepare.storing import Pictures
 
 
 def run(cfg: DictConfig) -> None:
@@ -35,8 +34,7 @@ def run(cfg: DictConfig) -> None:
             if not cfg.out:
                 raise ConfigError("out is empty: expected a folder, `.` for this one")
             folder = cfg.out
-            pictures = Pictures(cfg.min_side, cfg.resize, cfg.quality)
-            packer = Packer(pictures, cfg.shard_size, cfg.on_bad, cfg.workers, cfg.engine, progress)
+            packer = Packer(build(cfg.pictures), cfg.shard_size, cfg.on_bad, cfg.workers, cfg.engine, progress)
             manifest = packer.pack(collection, Path(folder))
     if isinstance(collection, Tars) and (named := Path(folder) / BAD).exists():
         bad = len(named.read_text().splitlines())

@@ -18,7 +18,7 @@ from sdscratch.data.images import image_member, open_image
 from sdscratch.data.index import OpenFiles, ShardIndex
 from sdscratch.data.manifest import Manifest, Shard
 from sdscratch.data.shards import SUFFIXES, UNFINISHED, Members
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import DataError, check_choice
 from sdscratch.files import read_json, remove_halves, write_atomically, write_json
 from sdscratch.prepare.collections.found import MAX_BYTES, require_folder
 from sdscratch.prepare.engine import Engine, map_shards
@@ -45,8 +45,7 @@ class Tars:
         on_bad: samples that cannot be used, such as pictures that cannot be decoded, stop it ("fail"), or stay where
         they are and are named in bad.jsonl ("quarantine"). Raises DataError for what cannot be adopted, naming it.
         """
-        if on_bad not in ("fail", "quarantine"):
-            raise ConfigError(f"on_bad={on_bad!r} is unknown; expected fail or quarantine")
+        check_choice("on_bad", on_bad, ("fail", "quarantine"))
         folder = Path(self.path)
         names = _tars(folder)
         if (manifest := Manifest.read(folder)) is not None:

@@ -7,7 +7,6 @@ give the same bytes. Some shards are under way at a time: a slow host in one doe
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -154,12 +153,7 @@ def as_sample(row: Row, data: bytes, form: Form, source: str, licence: str) -> S
         "licence": licence,
         **row.about,
         "url": harmless(row.url),
-        "md5": hashlib.md5(data).hexdigest(),
-        "phash": picture.phash,
-        "width": picture.width,
-        "height": picture.height,
-        "original_width": picture.original_width,
-        "original_height": picture.original_height,
+        **picture.known(),
     }
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return row.key, {picture.suffix: picture.data, "txt": row.caption.encode(), "json": text.encode()}

@@ -21,7 +21,7 @@ from sdscratch.data.index import ShardIndex
 from sdscratch.data.latents import pack
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Members, Sample, ShardFolder
-from sdscratch.errors import ConfigError, DataError, check_whole
+from sdscratch.errors import DataError, check_choice, check_whole
 from sdscratch.models.encoders import downsampling_factor, fingerprint
 from sdscratch.prepare.ahead import map_ahead
 from sdscratch.prepare.encoder import DTYPES, Encoder, Quality, load_encoder
@@ -69,9 +69,8 @@ class Encoding:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, known in {"on_bad": ("fail", "quarantine"), "dtype": tuple(DTYPES)}.items():
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"{name}={value!r} is unknown; expected {' or '.join(known)}")
+        check_choice("on_bad", self.on_bad, ("fail", "quarantine"))
+        check_choice("dtype", self.dtype, tuple(DTYPES))
         check_whole("batch_size", self.batch_size)
         check_whole("threads", self.threads)
 

@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError
+from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError, check_choice
 from sdscratch.files import FolderLock, read_json, remove_halves, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.funnel import Funnel, summed
@@ -79,9 +79,8 @@ class Filter:
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self) -> None:
-        for name, choices in {"on_missing": ("fail", "skip"), "on_bad": ("fail", "quarantine")}.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; expected {' or '.join(choices)}")
+        check_choice("on_missing", self.on_missing, ("fail", "skip"))
+        check_choice("on_bad", self.on_bad, ("fail", "quarantine"))
         try:
             duckdb.connect(config={"memory_limit": self.memory}).close()
         except duckdb.Error as error:

@@ -9,15 +9,16 @@ from functools import partial
 from glob import escape
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from sdscratch.data.captions import captions_of
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Sample, ShardFolder
-from sdscratch.errors import ConfigError, DataError, check_whole
+from sdscratch.errors import DataError, check_choice, check_whole
 from sdscratch.prepare.collections.found import Collection, Found, Part
 from sdscratch.prepare.engine import Engine, map_shards
-from sdscratch.prepare.storing import Pictures, TooSmall
+from sdscratch.prepare.pictures import Form, Picture
+from sdscratch.prepare.refusal import Refused
 
 OnBad = Literal["fail", "quarantine"]
 
@@ -26,12 +27,12 @@ OnBad = Literal["fail", "quarantine"]
 class Packer:
     """How a collection becomes shards.
 
-    shard_size: pictures that are looked at for one shard; those that are dropped leave it smaller. on_bad: a picture
-    that cannot be decoded stops everything ("fail"), or is dropped ("quarantine"). workers, engine: as in map_shards.
-    progress: called with the parts done, and all.
+    form: what pictures are stored as. shard_size: pictures that are looked at for one shard; those that are dropped
+    leave it smaller. on_bad: a picture that cannot be decoded stops everything ("fail"), or is dropped ("quarantine").
+    workers, engine: as in map_shards. progress: called with the parts done, and all.
     """
 
-    pictures: Pictures
+    form: Form
     shard_size: int = 1000
     on_bad: OnBad = "fail"
     workers: int = 0
@@ -40,8 +41,7 @@ class Packer:
 
     def __post_init__(self) -> None:
         check_whole("shard_size", self.shard_size)
-        if self.on_bad not in ("fail", "quarantine"):
-            raise ConfigError(f"on_bad={self.on_bad!r} is unknown; expected fail or quarantine")
+        check_choice("on_bad", self.on_bad, get_args(OnBad))
 
     def pack(self, collection: Collection, out: Path) -> Manifest:
         """Write the collection's pictures to `out`; what is there already is left alone.
@@ -49,14 +49,14 @@ class Packer:
         Raises DataError for a collection that is not as it was published, for a bad picture, naming it, or when `out`
         holds something else.
         """
-        made_by = {"by": "pack", **collection.identity(), **asdict(self.pictures), "shard_size": self.shard_size}
+        made_by = {"by": "pack", **collection.identity(), **asdict(self.form), "shard_size": self.shard_size}
         parts = collection.parts(self.shard_size)
         if not parts:
             raise DataError(f"there is nothing to pack: {made_by}")
         folder = ShardFolder(out, made_by)
         if (manifest := folder.claim()) is not None:
             return manifest
-        write = partial(_write, folder, self.shard_size, self.pictures, collection.margin, self.on_bad)
+        write = partial(_write, folder, self.shard_size, self.form, collection.margin, self.on_bad)
         names = dict[str, list[str]]()
         self.progress(0, len(parts))
         for part, written in map_shards(write, parts, self.engine, self.workers):
@@ -66,10 +66,10 @@ class Packer:
 
 
 def _write(
-    folder: ShardFolder, shard_size: int, pictures: Pictures, margin: float, on_bad: OnBad, part: Part
+    folder: ShardFolder, shard_size: int, form: Form, margin: float, on_bad: OnBad, part: Part
 ) -> tuple[str, list[str]]:
     """Write those shards of a part that are not there yet; its name, and the names of all its shards."""
-    samples = partial(_samples, pictures, margin, on_bad)
+    samples = partial(_samples, form, margin, on_bad)
     if part.is_shard:
         name = f"{part.name}.tar"
         if not folder.has(name):
@@ -98,27 +98,31 @@ def _write(
     return part.name, [*names, end]
 
 
-def _samples(
-    pictures: Pictures, margin: float, on_bad: OnBad, found: Iterator[Found | Dropped]
-) -> Iterator[Sample | Dropped]:
+def _samples(form: Form, margin: float, on_bad: OnBad, found: Iterator[Found | Dropped]) -> Iterator[Sample | Dropped]:
     for item in found:
-        yield item if isinstance(item, Dropped) else _sample(pictures, margin, on_bad, item)
+        yield item if isinstance(item, Dropped) else _sample(form, margin, on_bad, item)
 
 
-def _sample(pictures: Pictures, margin: float, on_bad: OnBad, found: Found) -> Sample | Dropped:
+def _sample(form: Form, margin: float, on_bad: OnBad, found: Found) -> Sample | Dropped:
     captions = captions_of({}, found.record)
     if not captions:
         return Dropped(found.key, "no caption", found.where)
     try:
-        picture = pictures.store(found.read(), found.box, margin)
-    except TooSmall as error:
-        return Dropped(found.key, "too small", f"{found.where}: {error}")
-    except DataError as error:
-        if on_bad == "fail":
+        picture = _stored(form, margin, found)
+    except Refused as refused:
+        if refused.reason == "not decodable" and on_bad == "fail":
             raise DataError(
-                f"{found.where} is a bad picture: {error}. Mend it, or set on_bad=quarantine to leave such pictures out."
-            ) from error
-        return Dropped(found.key, "not decodable", f"{found.where}: {error}")
-    sizes = {name: getattr(picture, name) for name in ("width", "height", "original_width", "original_height")}
-    record = json.dumps(found.record | sizes | {"captions": captions}, ensure_ascii=False)
+                f"{found.where} is a bad picture: {refused.detail}. "
+                "Mend it, or set on_bad=quarantine to leave such pictures out."
+            ) from refused
+        return Dropped(found.key, refused.reason, f"{found.where}: {refused.detail}")
+    record = json.dumps(found.record | picture.known() | {"captions": captions}, ensure_ascii=False)
     return found.key, {picture.suffix: picture.data, "json": record.encode(errors="replace")}
+
+
+def _stored(form: Form, margin: float, found: Found) -> Picture:
+    try:
+        data = found.read()
+    except DataError as error:
+        raise Refused("not decodable", str(error)) from error
+    return form.store(data, found.box, margin)

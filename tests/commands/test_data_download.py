@@ -29,7 +29,13 @@ def server() -> Iterator[WebServer]:
 def words(server: WebServer, folder: Path, paths: list[str], *overrides: str) -> list[str]:
     lines = [f"{server.url}/{path},number {n}" for n, path in enumerate(paths)]
     (folder / "rows.csv").write_text("\n".join(["url,caption", *lines, ""]))
-    private = ["manners.allow_private=true", "manners.backoff=0.01", "size=32", "min_size=16", "shard_size=4"]
+    private = [
+        "manners.allow_private=true",
+        "manners.backoff=0.01",
+        "pictures.size=32",
+        "pictures.min_size=16",
+        "shard_size=4",
+    ]
     return ["data", "download", f"path={folder / 'rows.csv'}", f"out={folder / 'out'}", *private, *overrides]
 
 
@@ -65,9 +71,7 @@ def test_a_password_in_a_url_is_written_nowhere(server, tmp_path, capsys):
     [
         ("path=nowhere", "no rows in nowhere"),
         ("out=", "out is empty"),
-        ("size=0", "size is 0"),
-        ("crop=left", "crop='left' is unknown; expected none, centre, smart"),
-        ("format=gif", "format='gif' is unknown"),
+        ("pictures.size=0", "size is 0"),
         ("shard_size=0", "shard_size is 0"),
         ("workers=-1", "workers is -1"),
         ("manners.per_host=0", "per_host is 0"),

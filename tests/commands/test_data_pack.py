@@ -50,7 +50,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, exit_code: int = 2)
 
 def test_a_folder_becomes_shards_and_a_part_of_them_is_selected(photos, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["data", "pack", f"path={photos}", f"out={out}", "shard_size=2", "resize=16", "licence=CC0-1.0"]
+    words = ["data", "pack", f"path={photos}", f"out={out}", "shard_size=2", "pictures.size=16", "licence=CC0-1.0"]
     assert main(words) == 0
     assert capsys.readouterr().out == f"{out}: 5 samples in 3 shards; 1 left out: 1 no caption\n"
     assert Manifest.read(out).licences == {"CC0-1.0": 5} and (out / DROPPED).exists()
@@ -91,9 +91,9 @@ def test_bad_samples_of_adopted_tars_are_told_of(photos, tmp_path, capsys):
         (["kind=foldr"], "foldr"),
         (["crop=person"], "crop"),  # of another kind
         (["kind=coco", "crop=people"], "takes 'person' | 'none', found the string 'people'"),
-        (["kind=coco", "resise=512"], "did you mean 'resize'"),
+        (["kind=coco", "pictures.sise=512"], "did you mean 'pictures.size'"),
         (["shard_size=0"], "shard_size is 0"),
-        (["resize=8", "min_side=9"], "resize=8 is below min_side=9"),
+        (["pictures.crop=left"], "crop: sdscratch.prepare.pictures.Form takes 'none' | 'centre' | 'smart', found the string 'left'"),
         (["on_bad=skip"], "on_bad='skip' is unknown"),
         (["engine=slurm"], "engine='slurm' is unknown"),
         (["workers=-1"], "workers is -1"),

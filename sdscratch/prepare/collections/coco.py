@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_choice
 from sdscratch.prepare.collections.found import (
     Found,
     Slice,
@@ -28,7 +28,7 @@ from sdscratch.prepare.collections.found import (
     require_folder,
     slices,
 )
-from sdscratch.prepare.storing import Box
+from sdscratch.prepare.crops import Box
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Coco:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.crop not in ("person", "none"):
-            raise ConfigError(f"crop={self.crop!r} is unknown; expected person or none")
+        check_choice("crop", self.crop, ("person", "none"))
         if not 0 <= self.min_height <= 1:
             raise ConfigError(f"min_height is {self.min_height}: expected a share of the picture's height, from 0 to 1")
         if self.margin < 0:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError, check_whole
-from sdscratch.prepare.storing import Box
+from sdscratch.prepare.crops import Box
 from sdscratch.randomness import key
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

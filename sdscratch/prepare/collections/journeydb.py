@@ -15,7 +15,7 @@ from typing import Any
 
 from sdscratch.data import tar
 from sdscratch.data.shards import Dropped
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import DataError, check_choice
 from sdscratch.prepare.collections.found import (
     MAX_BYTES,
     Found,
@@ -42,8 +42,7 @@ class JourneyDB:
     margin = 0.0
 
     def __post_init__(self) -> None:
-        if self.caption not in ("prompt", "caption", "both"):
-            raise ConfigError(f"caption={self.caption!r} is unknown; expected prompt, caption or both")
+        check_choice("caption", self.caption, ("prompt", "caption", "both"))
 
     @cached_property
     def archives(self) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
-from sdscratch.errors import ConfigError, DataError, check_whole
+from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
 from sdscratch.prepare.collections.found import (
     Found,
     Slice,
@@ -33,7 +33,7 @@ from sdscratch.prepare.collections.found import (
     require_folder,
     slices,
 )
-from sdscratch.prepare.storing import Box
+from sdscratch.prepare.crops import Box
 
 TEMPLATES = (
     "a photo of {}",
@@ -78,8 +78,7 @@ class VGGFace2:
     def __post_init__(self) -> None:
         if self.per_identity is not None:
             check_whole("per_identity", self.per_identity)
-        if self.crop not in ("face", "none"):
-            raise ConfigError(f"crop={self.crop!r} is unknown; expected face or none")
+        check_choice("crop", self.crop, ("face", "none"))
         if self.margin < 0:
             raise ConfigError(f"margin is {self.margin}: expected a share of the box, at least 0")
 

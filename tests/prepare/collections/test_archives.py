@@ -17,10 +17,10 @@ from raw_collections import diffusiondb, journeydb, picture, records, tarred, wr
 from sdscratch.errors import DataError
 from sdscratch.prepare.collections import DiffusionDB, JourneyDB
 from sdscratch.prepare.pack import Packer
-from sdscratch.prepare.storing import Pictures
+from sdscratch.prepare.pictures import Form
 
-PACKER = Packer(Pictures(), shard_size=3)
-QUARANTINE = Packer(Pictures(), shard_size=3, on_bad="quarantine")
+PACKER = Packer(Form(), shard_size=3)
+QUARANTINE = Packer(Form(), shard_size=3, on_bad="quarantine")
 
 
 # DiffusionDB
@@ -96,7 +96,7 @@ def test_the_real_pictures_and_rows_are_packed(tmp_path, data_pack):
     files = {row["image_name"]: data for row, data in zip(rows, pictures, strict=True)}
     write_files(tmp_path / "raw", {"part-000001.zip": zipped(files)})
     pyarrow.parquet.write_table(pa.Table.from_pylist(typed), tmp_path / "raw/metadata.parquet")
-    Packer(Pictures(resize=64)).pack(DiffusionDB(tmp_path / "raw"), tmp_path / "out")
+    Packer(Form(size=64)).pack(DiffusionDB(tmp_path / "raw"), tmp_path / "out")
     found = records(tmp_path / "out")
     record = found["part-000001/2217ccbd-a1c6-47ac-9a2d-79649727c834"]
     assert record["captions"] == [rows[0]["prompt"]] and record["image_nsfw"] == 0.554853

@@ -13,10 +13,11 @@ from sdscratch.data.images import open_image
 from sdscratch.errors import DataError
 from sdscratch.prepare.collections import Coco, VGGFace2
 from sdscratch.prepare.collections.vggface2 import captions, read_attributes, read_genders
+from sdscratch.prepare.crops import Box, square_around
 from sdscratch.prepare.pack import Packer
-from sdscratch.prepare.storing import Box, Pictures, square_around
+from sdscratch.prepare.pictures import Form
 
-PACKER = Packer(Pictures())
+PACKER = Packer(Form())
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_boxes_are_those_of_the_upright_picture():
     exif[0x0112] = 6
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
-    stored = Pictures().store(file.getvalue(), Box(40, 80, 20, 20))
+    stored = Form().store(file.getvalue(), Box(40, 80, 20, 20))
     assert (stored.width, stored.height, stored.original_width, stored.original_height) == (20, 20, 60, 100)
     assert open_image(stored.data).getpixel((10, 10))[1] < 50
 
@@ -158,7 +159,7 @@ def test_annotations_of_another_form_are_named(tmp_path):
 def test_the_real_people_are_cut_out(tmp_path, data_pack):
     raw = data_pack("raw/coco")
     settings = {"annotations": "annotations_mini", "split": "train2017"}
-    manifest = Packer(Pictures(resize=64)).pack(Coco(raw, **settings), tmp_path / "out")
+    manifest = Packer(Form(size=64)).pack(Coco(raw, **settings), tmp_path / "out")
     boxes = json.loads((raw / "annotations_mini/person_keypoints_train2017.json").read_text())
     heights = {image["id"]: image["height"] for image in boxes["images"]}
     tall = [b for b in boxes["annotations"] if not b["iscrowd"] and b["bbox"][3] >= 0.55 * heights[b["image_id"]]]
@@ -168,5 +169,5 @@ def test_the_real_people_are_cut_out(tmp_path, data_pack):
     assert all(
         len(record["captions"]) == 5 and min(record["width"], record["height"]) == 64 for record in found.values()
     )
-    whole = Packer(Pictures(resize=64)).pack(Coco(raw, crop="none", limit=10, **settings), tmp_path / "whole")
+    whole = Packer(Form(size=64)).pack(Coco(raw, crop="none", limit=10, **settings), tmp_path / "whole")
     assert whole.total == 10

@@ -12,12 +12,12 @@ from sdscratch.data.captions import captions_of
 from sdscratch.errors import DataError
 from sdscratch.prepare.collections import Folder
 from sdscratch.prepare.pack import Packer
-from sdscratch.prepare.storing import Pictures
+from sdscratch.prepare.pictures import Form
 
 
 def pack(tmp_path, files, **settings):
     folder = write_files(tmp_path / "raw", files)
-    manifest = Packer(Pictures()).pack(Folder(folder, **({"source": "test"} | settings)), tmp_path / "out")
+    manifest = Packer(Form()).pack(Folder(folder, **({"source": "test"} | settings)), tmp_path / "out")
     return manifest, records(tmp_path / "out")
 
 
@@ -111,9 +111,9 @@ def test_a_limit_draws_the_same_pictures_whatever_else_is_there(tmp_path):
     for n in range(20):
         if str(n) not in found and n % 2:
             (tmp_path / f"raw/{n}.jpg").unlink()
-    Packer(Pictures()).pack(Folder(tmp_path / "raw", "test", limit=6), tmp_path / "fewer")
+    Packer(Form()).pack(Folder(tmp_path / "raw", "test", limit=6), tmp_path / "fewer")
     assert len(found) == 6 and records(tmp_path / "fewer") == found
-    Packer(Pictures()).pack(Folder(tmp_path / "raw", "test", limit=6, seed=1), tmp_path / "other")
+    Packer(Form()).pack(Folder(tmp_path / "raw", "test", limit=6, seed=1), tmp_path / "other")
     assert records(tmp_path / "other").keys() != found.keys()
 
 
@@ -136,7 +136,7 @@ def test_every_real_picture_is_stored_or_falls_with_a_reason(tmp_path, data_pack
     write_files(tmp_path / "raw", {path.name: path.read_bytes() for path in raw.iterdir() if path.suffix != ".csv"})
     files = [path for path in (tmp_path / "raw").iterdir() if path.suffix.lower() != ".gif"]
     write_files(tmp_path / "raw", {f"{path.stem}.txt": "a picture" for path in files})
-    manifest = Packer(Pictures(resize=64)).pack(Folder(tmp_path / "raw", "formats"), tmp_path / "out")
+    manifest = Packer(Form(size=64)).pack(Folder(tmp_path / "raw", "formats"), tmp_path / "out")
     assert manifest.total == len(files) == 49 and not manifest.dropped
     assert all(min(record["width"], record["height"]) <= 64 for record in records(tmp_path / "out").values())
     stored = samples(tmp_path / "out")

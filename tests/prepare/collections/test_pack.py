@@ -13,9 +13,9 @@ from sdscratch.data.shards import DROPPED, UNFINISHED
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.prepare.collections import Coco, DiffusionDB, Folder, JourneyDB, VGGFace2
 from sdscratch.prepare.pack import Packer
-from sdscratch.prepare.storing import Pictures
+from sdscratch.prepare.pictures import Form
 
-PACKER = Packer(Pictures(), shard_size=3)
+PACKER = Packer(Form(), shard_size=3)
 
 
 def folder(path, count=7):
@@ -48,7 +48,7 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes_and_keeps_what_was_who
     collection, stop_after, tmp_path, monkeypatch
 ):
     PACKER.pack(collection, tmp_path / "whole")
-    stored = Pictures.store
+    stored = Form.store
     left = [stop_after]
 
     def store(*args):
@@ -58,7 +58,7 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes_and_keeps_what_was_who
         return stored(*args)
 
     out = tmp_path / "stopped"
-    monkeypatch.setattr(Pictures, "store", store)
+    monkeypatch.setattr(Form, "store", store)
     try:
         PACKER.pack(collection, out)
     except Stopped:
@@ -91,7 +91,7 @@ def test_nothing_is_written_into_the_collection_and_every_record_is_complete(col
 def test_several_processes_write_the_same_bytes(tmp_path):
     archives = DiffusionDB(diffusiondb(tmp_path / "raw"))
     PACKER.pack(archives, tmp_path / "one")
-    Packer(Pictures(), shard_size=3, workers=2).pack(archives, tmp_path / "two")
+    Packer(Form(), shard_size=3, workers=2).pack(archives, tmp_path / "two")
     assert shards(tmp_path / "one") == shards(tmp_path / "two")
 
 
@@ -126,7 +126,7 @@ def test_pictures_that_are_good_are_stored_as_they_are(tmp_path):
 def test_large_pictures_are_reduced_and_small_ones_fall(tmp_path):
     files = {"a.png": picture(0, (40, 80), "PNG"), "b.jpg": picture(1, (19, 50)), "c.jpg": picture(2, (20, 50))}
     write_files(tmp_path / "raw", files | {f"{name}.txt": name for name in "abc"})
-    manifest = Packer(Pictures(min_side=20, resize=20)).pack(Folder(tmp_path / "raw", "test"), tmp_path / "out")
+    manifest = Packer(Form(min_size=20, size=20)).pack(Folder(tmp_path / "raw", "test"), tmp_path / "out")
     fields = ("width", "height", "original_width", "original_height")
     sizes = {key: [record[field] for field in fields] for key, record in records(tmp_path / "out").items()}
     assert sizes == {"a": [20, 40, 40, 80], "c": [20, 50, 20, 50]} and manifest.dropped == {"too small": 1}
@@ -140,15 +140,15 @@ def test_a_bad_picture_stops_it_or_falls(tmp_path):
     whole = Folder(tmp_path / "raw", "test")
     with pytest.raises(DataError, match=r"0/4.jpg is a bad picture: .*on_bad=quarantine"):
         PACKER.pack(whole, tmp_path / "out")
-    manifest = Packer(Pictures(), shard_size=3, on_bad="quarantine").pack(whole, tmp_path / "out")
+    manifest = Packer(Form(), shard_size=3, on_bad="quarantine").pack(whole, tmp_path / "out")
     assert manifest.total == 6 and manifest.dropped == {"not decodable": 1}
 
 
 def test_what_other_settings_or_another_collection_made_is_refused(tmp_path):
     PACKER.pack(Folder(folder(tmp_path / "raw"), "test"), tmp_path / "out")
     before = shards(tmp_path / "out")
-    with pytest.raises(DataError, match="differ in resize"):
-        Packer(Pictures(resize=16), shard_size=3).pack(Folder(tmp_path / "raw", "test"), tmp_path / "out")
+    with pytest.raises(DataError, match="differ in size"):
+        Packer(Form(size=16), shard_size=3).pack(Folder(tmp_path / "raw", "test"), tmp_path / "out")
     write_files(tmp_path / "raw", {"new.jpg": picture(99), "new.txt": "new"})
     with pytest.raises(DataError, match="differ in files"):
         PACKER.pack(Folder(tmp_path / "raw", "test"), tmp_path / "out")
@@ -158,11 +158,10 @@ def test_what_other_settings_or_another_collection_made_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Pictures(min_side=0), "min_side is 0"),
-        (lambda: Pictures(min_side=300, resize=256), "resize=256 is below min_side=300"),
-        (lambda: Pictures(quality=101), "quality is 101"),
-        (lambda: Packer(Pictures(), shard_size=0), "shard_size is 0"),
-        (lambda: Packer(Pictures(), on_bad="skip"), "on_bad='skip' is unknown"),
+        (lambda: Form(min_size=0), "min_size is 0"),
+        (lambda: Form(quality=101), "quality is 101"),
+        (lambda: Packer(Form(), shard_size=0), "shard_size is 0"),
+        (lambda: Packer(Form(), on_bad="skip"), "on_bad='skip' is unknown"),
         (lambda: Coco("x", crop="face"), "crop='face' is unknown; expected person or none"),
         (lambda: Coco("x", min_height=55), "min_height is 55: expected a share"),
         (lambda: VGGFace2("x", crop="person"), "crop='person' is unknown; expected face or none"),
