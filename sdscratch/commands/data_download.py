@@ -14,8 +14,8 @@ from sdscratch.config import build
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import DROPPED
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.download import Count, Downloader
-from sdscratch.prepare.url_rows import UrlRows
+from sdscratch.prepare.download.downloader import Count, Downloader
+from sdscratch.prepare.download.url_rows import UrlRows
 
 
 def run(cfg: DictConfig) -> None:
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
         if cfg.engine == "local":
             manifest = downloader.write(rows, Path(cfg.out))
         else:
-            from sdscratch.prepare import img2dataset
+            from sdscratch.prepare.download import img2dataset
 
             manifest = img2dataset.write(downloader, rows, Path(cfg.out), _python(cfg))
     print(_report(Path(cfg.out), manifest, len(rows)))

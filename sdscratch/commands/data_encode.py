@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.encode import Encoding
+from sdscratch.prepare.encode.encoding import Encoding
 from sdscratch.run_folder import RunFolder
 
 

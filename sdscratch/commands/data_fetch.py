@@ -11,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from sdscratch.config import build
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.fetch import Fetch, size_in_words
-from sdscratch.prepare.sources import Mirror
+from sdscratch.prepare.fetch.fetch import Fetch, size_in_words
+from sdscratch.prepare.fetch.sources import Mirror
 
 
 def run(cfg: DictConfig) -> None:

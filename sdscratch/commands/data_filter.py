@@ -12,7 +12,7 @@ from rich.progress import Progress
 from sdscratch.config import build
 from sdscratch.console import warn
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.filter import Filter
+from sdscratch.prepare.filter.filter import Filter
 
 
 def run(cfg: DictConfig) -> None:

@@ -12,8 +12,8 @@ from rich.progress import Progress
 from sdscratch.config import build
 from sdscratch.data.manifest import Manifest
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.adopt import BAD, Tars
-from sdscratch.prepare.pack import Packer
+from sdscratch.prepare.pack.adopt import BAD, Tars
+from sdscratch.prepare.pack.packer import Packer
 
 
 def run(cfg: DictConfig) -> None:

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from sdscratch.console import progress_bar
 from sdscratch.errors import DataError
-from sdscratch.prepare.contact import contact
-from sdscratch.prepare.stats import collect
-from sdscratch.prepare.stats_page import summary, write_page
+from sdscratch.prepare.stats.contact import contact
+from sdscratch.prepare.stats.page import summary, write_page
+from sdscratch.prepare.stats.stats import collect
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

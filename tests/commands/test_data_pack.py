@@ -93,7 +93,10 @@ def test_bad_samples_of_adopted_tars_are_told_of(photos, tmp_path, capsys):
         (["kind=coco", "crop=people"], "takes 'person' | 'none', found the string 'people'"),
         (["kind=coco", "pictures.sise=512"], "did you mean 'pictures.size'"),
         (["shard_size=0"], "shard_size is 0"),
-        (["pictures.crop=left"], "crop: sdscratch.prepare.pictures.Form takes 'none' | 'centre' | 'smart', found the string 'left'"),
+        (
+            ["pictures.crop=left"],
+            "takes 'none' | 'centre' | 'smart', found the string 'left'",
+        ),
         (["on_bad=skip"], "on_bad='skip' is unknown"),
         (["engine=slurm"], "engine='slurm' is unknown"),
         (["workers=-1"], "workers is -1"),
@@ -124,7 +127,7 @@ def test_every_kind_says_in_its_help_what_it_takes(kind, capsys):
 
 @pytest.mark.parametrize("module", ["sdscratch.commands.data_pack", "sdscratch.commands.data_select"])
 def test_neither_loads_torch(module):
-    code = f"import sys, {module}, sdscratch.prepare.collections as c; [getattr(c, n) for n in c.__all__]"
+    code = f"import sys, {module}, sdscratch.prepare.pack as c; [getattr(c, n) for n in c.__all__]"
     code += "; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

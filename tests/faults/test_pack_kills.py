@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from sdscratch.data.manifest import MANIFEST
-from sdscratch.prepare.adopt import Tars
-from sdscratch.prepare.collections import JourneyDB
-from sdscratch.prepare.pack import Packer
+from sdscratch.prepare.pack import JourneyDB
+from sdscratch.prepare.pack.adopt import Tars
+from sdscratch.prepare.pack.packer import Packer
 from sdscratch.prepare.pictures import Form
 
 KILLS = 30 if os.environ.get("SDS_FAULTS") == "long" else 8

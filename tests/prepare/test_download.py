@@ -22,10 +22,10 @@ from sdscratch.data.index import ShardIndex
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import DROPPED, UNFINISHED
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.prepare.download import Count, Downloader
+from sdscratch.prepare.download.downloader import Count, Downloader
+from sdscratch.prepare.download.url_rows import UrlRows
+from sdscratch.prepare.download.web import Manners
 from sdscratch.prepare.pictures import Form
-from sdscratch.prepare.url_rows import UrlRows
-from sdscratch.prepare.web import Manners
 
 PACK = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[3] / "shared" / "data"))
 MANNERS = Manners(read_timeout=2.0, total_timeout=5.0, backoff=0.01, allow_private=True)

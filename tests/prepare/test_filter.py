@@ -14,10 +14,10 @@ from laion_rows import contents, synthetic, write
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
-from sdscratch.prepare.filter import PARTS, ROWS, Filter
-from sdscratch.prepare.funnel import FUNNEL, Funnel
-from sdscratch.prepare.metadata import key_of
-from sdscratch.prepare.rules import Rules
+from sdscratch.prepare.filter.filter import PARTS, ROWS, Filter
+from sdscratch.prepare.filter.funnel import FUNNEL, Funnel
+from sdscratch.prepare.filter.metadata import key_of
+from sdscratch.prepare.filter.rules import Rules
 
 RULES = Rules(min_aesthetic=5.0, min_side=256, words={"explicit": ["nude"]})
 OUTPUTS = {ROWS, FUNNEL, "funnel.md", "funnel.png"}

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from sdscratch.errors import DataError
-from sdscratch.prepare.metadata import columns_of, identifier, key_of, metadata_files, normalised, reader
+from sdscratch.prepare.filter.metadata import columns_of, identifier, key_of, metadata_files, normalised, reader
 
 PACK = Path(os.environ.get("SDSCRATCH_DATA_PACK", "../shared/data"))
 

@@ -10,8 +10,8 @@ from raw_collections import picture, records, samples, write_files
 
 from sdscratch.data.captions import captions_of
 from sdscratch.errors import DataError
-from sdscratch.prepare.collections import Folder
-from sdscratch.prepare.pack import Packer
+from sdscratch.prepare.pack import Folder
+from sdscratch.prepare.pack.packer import Packer
 from sdscratch.prepare.pictures import Form
 
 

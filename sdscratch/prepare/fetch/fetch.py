@@ -11,7 +11,7 @@ from typing import Any
 
 from sdscratch.errors import CannotWriteError, DataError
 from sdscratch.files import read_json, write_json
-from sdscratch.prepare.sources import RemoteFile, Source
+from sdscratch.prepare.fetch.sources import RemoteFile, Source
 
 FETCHED = "fetched.json"
 

@@ -23,10 +23,10 @@ from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Members, Sample, ShardFolder
 from sdscratch.errors import DataError, check_choice, check_whole
 from sdscratch.models.encoders import downsampling_factor, fingerprint
-from sdscratch.prepare.ahead import map_ahead
-from sdscratch.prepare.encoder import DTYPES, Encoder, Quality, load_encoder
+from sdscratch.prepare.encode.ahead import map_ahead
+from sdscratch.prepare.encode.encoder import DTYPES, Encoder, Quality, load_encoder
+from sdscratch.prepare.encode.source import Source
 from sdscratch.prepare.engine import Engine, check_engine, map_shards
-from sdscratch.prepare.source import Source
 
 CHECKED = 8  # pictures
 

@@ -21,8 +21,8 @@ from weakref import WeakValueDictionary
 import httpx
 
 from sdscratch.errors import ConfigError, check_whole
-from sdscratch.prepare.addresses import Transport
-from sdscratch.prepare.opt_out import opted_out
+from sdscratch.prepare.download.addresses import Transport
+from sdscratch.prepare.download.opt_out import opted_out
 from sdscratch.prepare.refusal import Refused
 
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.files import crash_point
-from sdscratch.prepare.web_file import Bytes, fetch_file, size_of
+from sdscratch.prepare.fetch.web_file import Bytes, fetch_file, size_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a folder of shards holds: sizes, captions, words, sources, latents. Counted shard by shard, shown by stats_page."""
+"""What a folder of shards holds: sizes, captions, words, sources, latents. Counted shard by shard, shown by page.py."""
 
 from __future__ import annotations
 

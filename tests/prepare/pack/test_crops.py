@@ -11,10 +11,10 @@ from raw_collections import coco, picture, records, samples, vggface2, write_fil
 
 from sdscratch.data.images import open_image
 from sdscratch.errors import DataError
-from sdscratch.prepare.collections import Coco, VGGFace2
-from sdscratch.prepare.collections.vggface2 import captions, read_attributes, read_genders
 from sdscratch.prepare.crops import Box, square_around
-from sdscratch.prepare.pack import Packer
+from sdscratch.prepare.pack import Coco, VGGFace2
+from sdscratch.prepare.pack.packer import Packer
+from sdscratch.prepare.pack.vggface2 import captions, read_attributes, read_genders
 from sdscratch.prepare.pictures import Form
 
 PACKER = Packer(Form())

@@ -15,8 +15,8 @@ from sdscratch.data.captions import captions_of
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Sample, ShardFolder
 from sdscratch.errors import DataError, check_choice, check_whole
-from sdscratch.prepare.collections.found import Collection, Found, Part
 from sdscratch.prepare.engine import Engine, map_shards
+from sdscratch.prepare.pack.found import Collection, Found, Part
 from sdscratch.prepare.pictures import Form, Picture
 from sdscratch.prepare.refusal import Refused
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import ConfigError, DataError, check_choice
-from sdscratch.prepare.collections.found import (
+from sdscratch.prepare.crops import Box
+from sdscratch.prepare.pack.found import (
     Found,
     Slice,
     drawn,
@@ -28,7 +29,6 @@ from sdscratch.prepare.collections.found import (
     require_folder,
     slices,
 )
-from sdscratch.prepare.crops import Box
 
 
 @dataclass(frozen=True)

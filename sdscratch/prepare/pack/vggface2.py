@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
-from sdscratch.prepare.collections.found import (
+from sdscratch.prepare.crops import Box
+from sdscratch.prepare.pack.found import (
     Found,
     Slice,
     drawn,
@@ -33,7 +34,6 @@ from sdscratch.prepare.collections.found import (
     require_folder,
     slices,
 )
-from sdscratch.prepare.crops import Box
 
 TEMPLATES = (
     "a photo of {}",

@@ -1,7 +1,7 @@
 """Rows with URLs -> shards of pictures, with img2dataset asking the web: the way for many machines.
 
 img2dataset runs in an environment of its own, for its requirements contradict ours. It only fetches: its shards hold what
-the web gave, untouched, and are made into ours by the same code, and to the same bytes, as in download.py.
+the web gave, untouched, and are made into ours by the same code, and to the same bytes, as in downloader.py.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Sample, ShardFolder, shard_name
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.files import write_atomically
-from sdscratch.prepare.download import Downloader, as_sample, fallen, silent, wanted
+from sdscratch.prepare.download.downloader import Downloader, as_sample, fallen, silent, wanted
+from sdscratch.prepare.download.url_rows import Row, UrlRows
+from sdscratch.prepare.download.web import parsed
 from sdscratch.prepare.engine import map_shards
 from sdscratch.prepare.refusal import Refused
-from sdscratch.prepare.url_rows import Row, UrlRows
-from sdscratch.prepare.web import parsed
 
 FETCHED = "img2dataset"  # the folder in `out` of what was fetched, until all of it has become shards
 _ROWS, _LOG = "rows.parquet", "log.txt"

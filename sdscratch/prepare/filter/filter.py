@@ -23,8 +23,8 @@ import pyarrow as pa
 from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError, check_choice
 from sdscratch.files import FolderLock, read_json, remove_halves, write_json
 from sdscratch.prepare.engine import Engine, map_shards
-from sdscratch.prepare.funnel import Funnel, summed
-from sdscratch.prepare.metadata import (
+from sdscratch.prepare.filter.funnel import Funnel, summed
+from sdscratch.prepare.filter.metadata import (
     ALIASES,
     IDENTITIES,
     IDENTITY,
@@ -36,8 +36,8 @@ from sdscratch.prepare.metadata import (
     normalised,
     reader,
 )
-from sdscratch.prepare.rules import FOLDED, Rule, Rules
-from sdscratch.prepare.tables import GROUP, batches, connection, reading, write_rows
+from sdscratch.prepare.filter.rules import FOLDED, Rule, Rules
+from sdscratch.prepare.filter.tables import GROUP, batches, connection, reading, write_rows
 
 ROWS = "rows.parquet"
 PARTS = "parts"

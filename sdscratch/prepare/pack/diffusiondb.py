@@ -19,7 +19,7 @@ from typing import Any
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError
-from sdscratch.prepare.collections.found import (
+from sdscratch.prepare.pack.found import (
     MAX_BYTES,
     Found,
     fingerprint_of_content,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdscratch.data.grid import captioned_grid
 from sdscratch.files import write_atomically, write_json
-from sdscratch.prepare.stats import Stats
+from sdscratch.prepare.stats.stats import Stats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,9 +34,12 @@ def write_page(out: Path, title: str, stats: Stats, pictures: Sequence[Image.Ima
     numbers = summary(stats)
     write_json(out / "stats.json", numbers)
     environment = Environment(
-        loader=PackageLoader("sdscratch.prepare", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("sdscratch.prepare.stats", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    page = environment.get_template("stats_page.html").render(
+    page = environment.get_template("page.html").render(
         title=title, numbers=numbers, has_pictures=bool(pictures), context=CONTEXT
     )
     write_atomically(out / "report.html", lambda file: file.write(page.encode()))

@@ -1,4 +1,4 @@
-"""Rows with URLs -> shards of pictures, by this machine alone; prepare/img2dataset.py is the way for many machines.
+"""Rows with URLs -> shards of pictures, by this machine alone; img2dataset.py is the way for many machines.
 
 A shard is a fixed slice of the rows, so what a killed job left is taken up shard by shard, and the same answers of the web
 give the same bytes. Some shards are under way at a time: a slow host in one does not make the others wait.
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import Dropped, Sample, ShardFolder, shard_name
 from sdscratch.errors import check_whole
+from sdscratch.prepare.download.url_rows import Row, UrlRows
+from sdscratch.prepare.download.web import Manners, Web, harmless
 from sdscratch.prepare.pictures import Form
 from sdscratch.prepare.refusal import Refused
-from sdscratch.prepare.url_rows import Row, UrlRows
-from sdscratch.prepare.web import Manners, Web, harmless
 
 SHARDS_AT_ONCE = 4  # each is in memory until it is whole
 

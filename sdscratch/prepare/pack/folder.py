@@ -20,7 +20,7 @@ from typing import Any
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError
-from sdscratch.prepare.collections.found import (
+from sdscratch.prepare.pack.found import (
     Found,
     Slice,
     drawn,

@@ -15,8 +15,8 @@ import pytest
 from raw_collections import diffusiondb, journeydb, picture, records, tarred, write_files, zipped
 
 from sdscratch.errors import DataError
-from sdscratch.prepare.collections import DiffusionDB, JourneyDB
-from sdscratch.prepare.pack import Packer
+from sdscratch.prepare.pack import DiffusionDB, JourneyDB
+from sdscratch.prepare.pack.packer import Packer
 from sdscratch.prepare.pictures import Form
 
 PACKER = Packer(Form(), shard_size=3)

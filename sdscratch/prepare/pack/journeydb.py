@@ -16,7 +16,7 @@ from typing import Any
 from sdscratch.data import tar
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError, check_choice
-from sdscratch.prepare.collections.found import (
+from sdscratch.prepare.pack.found import (
     MAX_BYTES,
     Found,
     fingerprint_of_content,

@@ -11,8 +11,8 @@ from raw_collections import coco, diffusiondb, journeydb, picture, records, samp
 from sdscratch.data.manifest import MANIFEST, Manifest
 from sdscratch.data.shards import DROPPED, UNFINISHED
 from sdscratch.errors import ConfigError, DataError
-from sdscratch.prepare.collections import Coco, DiffusionDB, Folder, JourneyDB, VGGFace2
-from sdscratch.prepare.pack import Packer
+from sdscratch.prepare.pack import Coco, DiffusionDB, Folder, JourneyDB, VGGFace2
+from sdscratch.prepare.pack.packer import Packer
 from sdscratch.prepare.pictures import Form
 
 PACKER = Packer(Form(), shard_size=3)
