@@ -52,7 +52,10 @@ def test_a_folder_becomes_shards_and_a_part_of_them_is_selected(photos, tmp_path
     out = tmp_path / "out"
     words = ["data", "pack", f"path={photos}", f"out={out}", "shard_size=2", "pictures.size=16", "licence=CC0-1.0"]
     assert main(words) == 0
-    assert capsys.readouterr().out == f"{out}: 5 samples in 3 shards; 1 left out: 1 no caption\n"
+    assert (
+        capsys.readouterr().out
+        == f"{out}: 5 pictures in 3 shards; 1 fell (no caption: 1), each named in {out / DROPPED}\n"
+    )
     assert Manifest.read(out).licences == {"CC0-1.0": 5} and (out / DROPPED).exists()
     part = ["data", "select", f"path={out}", f"out={tmp_path / 'part'}", "where=score > 2 and score < 5"]
     assert main(words) == 0 and main(part) == 0
@@ -68,7 +71,7 @@ def test_tars_are_adopted_where_they_are(photos, tmp_path, capsys):
     capsys.readouterr()
     assert "leave out= empty" in refusal(capsys, "data", "pack", "kind=webdataset", f"path={out}", f"out={tmp_path}")
     assert main(["data", "pack", "kind=webdataset", f"path={out}"]) == 0
-    assert capsys.readouterr().out == f"{out}: 5 samples in 1 shards\n" and keys(out) == list("12345")
+    assert capsys.readouterr().out == f"{out}: 5 pictures in 1 shards\n" and keys(out) == list("12345")
 
 
 def test_bad_samples_of_adopted_tars_are_told_of(photos, tmp_path, capsys):

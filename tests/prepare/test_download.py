@@ -217,6 +217,12 @@ def test_the_files_of_a_folder_are_read_in_the_sequence_of_their_names(tmp_path)
     assert [len(part) for part in rows.slices(4000, first=1)] == [4000, 1000]
 
 
+def test_a_file_of_any_name_is_read_and_no_other_one(tmp_path):
+    write_rows(tmp_path / "a1xb's.parquet", ["http://a/1", "http://a/2"])
+    rows = UrlRows(write_rows(tmp_path / "a[1]*b's.parquet", ["http://a/3"]))
+    assert [row.url for row in rows.read()] == ["http://a/3"]
+
+
 def test_a_key_that_is_given_is_kept_and_its_second_row_is_not_the_first(tmp_path):
     path = write_rows(tmp_path / "rows.parquet", ["http://a/", "http://b/", "http://c/"], key=["k1", "k1", None])
     rows = list(UrlRows(path).read())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,10 @@ import duckdb
 import numpy as np
 
 from sdscratch.data.captions import clean
+from sdscratch.data.shards import KEY
 from sdscratch.errors import DataError
+from sdscratch.files import fingerprint_of
+from sdscratch.prepare.sql import identifier, quoted
 
 READERS = {
     ".parquet": "read_parquet({files}, union_by_name=true)",
@@ -22,7 +25,7 @@ READERS = {
     ".jsonl": "read_json({files}, union_by_name=true, format='newline_delimited')",
 }
 _OF_THE_PICTURE = {"key", "url", "caption", "captions", "width", "height"}  # what a sample says itself
-_FITS = "regexp_full_match(key, '[A-Za-z0-9_-][A-Za-z0-9_/ -]{0,79}')"  # NULL, of a row without URL, is not odd
+_FITS = f"regexp_full_match(key, '{KEY.pattern}')"  # NULL, of a row without URL, is not odd
 _BATCH = 2048
 
 
@@ -46,8 +49,9 @@ class UrlRows:
 
     def __init__(self, path: Path) -> None:
         self.path, files = path, _files(path)
-        self.fingerprint = _fingerprint(files)
-        reader = READERS[files[0].suffix.lower()].format(files=[str(file) for file in files])
+        self.fingerprint = fingerprint_of(*files)
+        listed = ", ".join(quoted(escape(str(file))) for file in files)
+        reader = READERS[files[0].suffix.lower()].format(files=f"[{listed}]")
         try:
             self._database = duckdb.connect()
             described = self._database.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()
@@ -56,8 +60,8 @@ class UrlRows:
                 if needed not in columns:
                     found = ", ".join(columns.values())
                     raise DataError(f"{path} has no column {needed} (it has {found}): `sdscratch data filter` gives it")
-            known = f"CAST({_name(columns['key'])} AS VARCHAR)" if "key" in columns else "NULL"
-            key = f"coalesce({known}, left(sha256(CAST({_name(columns['url'])} AS VARCHAR)), 20))"
+            known = f"CAST({identifier(columns['key'])} AS VARCHAR)" if "key" in columns else "NULL"
+            key = f"coalesce({known}, left(sha256(CAST({identifier(columns['url'])} AS VARCHAR)), 20))"
             self._query = f"SELECT * REPLACE ({key} AS key)" if "key" in columns else f"SELECT *, {key} AS key"
             self._query += f" FROM {reader}"
             if odd := self._database.execute(f"SELECT key FROM ({self._query}) WHERE NOT {_FITS} LIMIT 1").fetchone():
@@ -103,17 +107,5 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _fingerprint(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def _is_plain(value: object) -> bool:
     return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'

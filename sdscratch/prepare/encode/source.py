@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.manifest import Manifest
 from sdscratch.errors import DataError
+from sdscratch.files import sha256_of
 
 
 class Source:
@@ -35,8 +35,7 @@ class Source:
     def check(self, name: str) -> None:
         """Read a shard whole. Raises DataError when it is not what was once written: most damaged pictures decode."""
         path = self.index.folder / name
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != self._sha256.get(name, found):  # adopted tars may have no manifest
             raise DataError(
                 f"{path} is damaged: its sha256 is not that of the manifest. Restore it, or write it again."

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import read_json, write_json
+from sdscratch.files import read_json, sha256_of, write_json
 from sdscratch.prepare.fetch.sources import RemoteFile, Source
 
 FETCHED = "fetched.json"
@@ -18,15 +17,11 @@ FETCHED = "fetched.json"
 
 @dataclass(frozen=True)
 class Fetch:
-    """What of a source is to come into the folder `out`.
-
-    progress: called with the bytes that are there and those of all files, as far as their sizes are known.
-    """
+    """What of a source is to come into the folder `out`."""
 
     source: Source
     out: Path
     files: list[RemoteFile]
-    progress: Callable[[int, int], None] = lambda done, total: None
 
     @property
     def todo(self) -> list[RemoteFile]:
@@ -51,18 +46,19 @@ class Fetch:
             yield f"  ... and {len(self.files) - 10} more"
         yield f"{len(self.files)} files, {len(self.todo)} of them to come: {size_in_words(self.size)} into {self.out}"
 
-    def write(self) -> dict[str, Any]:
+    def write(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
         """Fetch what is not here, check all that is new, and write fetched.json: name -> size and sha256.
 
+        progress: called with the bytes that are there and those of all files, as far as their sizes are known.
         Raises DataError where a file cannot be had or is not what was published, CannotWriteError for a full disk.
         """
         self._make_room()
         record, total = self._recorded(), sum(file.size or 0 for file in self.files)
         waiting = self.todo
         done = total - sum(file.size or 0 for file in waiting)
-        self.progress(done, total)
+        progress(done, total)
         for file in waiting:
-            self.source.fetch(file, self.out, lambda count, before=done: self.progress(before + count, total))  # type: ignore[misc]
+            self.source.fetch(file, self.out, lambda count, before=done: progress(before + count, total))  # type: ignore[misc]
             record[file.name] = _checked(self.out / file.name, file)
             done += file.size or 0
             self._write(record)  # after each: whoever is stopped need not check the others again
@@ -111,8 +107,7 @@ def size_in_words(size: int | None) -> str:
 
 def _checked(path: Path, file: RemoteFile) -> dict[str, Any]:
     """Its size and sha256. Raises DataError, and removes it, where it is not what was to come."""
-    with path.open("rb") as opened:
-        found = {"size": path.stat().st_size, "sha256": file_digest(opened, "sha256").hexdigest()}
+    found = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     for what, expected in (("size", file.size), ("sha256", file.sha256)):
         if expected is not None and found[what] != expected:
             path.unlink()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError, check_choice
-from sdscratch.files import FolderLock, read_json, remove_halves, write_json
+from sdscratch.files import FolderLock, read_json, remove_halves, sha256_of, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.filter.funnel import Funnel, summed
 from sdscratch.prepare.filter.metadata import (
@@ -31,13 +31,13 @@ from sdscratch.prepare.filter.metadata import (
     Columns,
     columns_of,
     fingerprint,
-    identifier,
     metadata_files,
     normalised,
     reader,
 )
 from sdscratch.prepare.filter.rules import FOLDED, Rule, Rules
 from sdscratch.prepare.filter.tables import GROUP, batches, connection, reading, write_rows
+from sdscratch.prepare.sql import identifier
 
 ROWS = "rows.parquet"
 PARTS = "parts"
@@ -267,9 +267,7 @@ def _listed(opened: duckdb.DuckDBPyConnection) -> str:
 
 
 def _output(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "size": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _finished(out: Path, made_by: dict[str, Any]) -> Funnel | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from sdscratch.errors import DataError
+from sdscratch.prepare.sql import identifier, quoted
 
 ALIASES = {
     "url": ("url", "image_url", "img_url"),
@@ -47,11 +48,6 @@ PACKED = (".gz", ".zst")
 """What may follow the ending of all but parquet files."""
 
 Columns = dict[str, str]  # of a file: its names, as they are written there, and their types
-
-
-def key_of(url: str) -> str:
-    """What a picture is called from here on: the first 20 hexadecimal digits of the sha256 of its address."""
-    return sha256(url.encode()).hexdigest()[:20]
 
 
 def metadata_files(path: Path, but_not_in: Path) -> list[Path]:
@@ -107,16 +103,6 @@ def normalised(columns: Columns) -> Mapping[str, str]:
         known[IDENTITY] = _text(there[name], columns[there[name]])
     used = {*taken.values(), there.get("key")}  # a foreign key would be taken for one of ours
     return known | {name: identifier(name) for name in sorted(columns.keys() - used) if name.lower() not in known}
-
-
-def quoted(text: str) -> str:
-    """Text as SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """A column's name as SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _is_hidden(path: Path) -> bool:

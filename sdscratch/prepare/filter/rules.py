@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from sdscratch.errors import ConfigError, check_whole
-from sdscratch.prepare.filter.metadata import IDENTITY, quoted
+from sdscratch.prepare.filter.metadata import IDENTITY
+from sdscratch.prepare.sql import quoted
 
 LETTER = r"\p{L}\p{N}\p{M}"  # what a word is made of, in every script; an underscore is none
 FOLDED = "lower(nfc_normalize(caption))"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -19,7 +18,7 @@ from sdscratch.data.index import OpenFiles, ShardIndex
 from sdscratch.data.manifest import Manifest, Shard
 from sdscratch.data.shards import SUFFIXES, UNFINISHED, Members
 from sdscratch.errors import DataError, check_choice
-from sdscratch.files import read_json, remove_halves, write_atomically, write_json
+from sdscratch.files import read_json, remove_halves, sha256_of, write_atomically, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import MAX_BYTES, require_folder
 
@@ -36,8 +35,8 @@ class Tars:
     def adopt(
         self,
         on_bad: str = "fail",
-        workers: int = 0,
         engine: Engine = "local",
+        workers: int = 0,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Manifest:
         """Check every member of every tar, then write manifest and index beside them. An adopted folder is left alone.
@@ -131,9 +130,7 @@ def _part(path: Path) -> dict[str, Any]:
             bad.append({"shard": path.name, "key": key, "reason": reason})
         sources[str(record.get("source", "unknown"))] += 1
         licences[str(record.get("licence", "unknown"))] += 1
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    shard = Shard(path.name, path.stat().st_size, digest, len(keys))
+    shard = Shard(path.name, path.stat().st_size, sha256_of(path), len(keys))
     return {"shard": asdict(shard), "sources": sources, "licences": licences, "bad": bad}
 
 

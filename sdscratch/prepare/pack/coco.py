@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import ConfigError, DataError, check_choice
+from sdscratch.files import fingerprint_of
 from sdscratch.prepare.crops import Box
 from sdscratch.prepare.pack.found import (
     Found,
     Slice,
     drawn,
-    fingerprint_of_content,
     fingerprint_of_files,
     known,
     read_file,
@@ -78,7 +78,7 @@ class Coco:
         return {
             "kind": "coco",
             "pictures": fingerprint_of_files(pictures, sorted(file.name for file in pictures.iterdir())),
-            "annotations": fingerprint_of_content(*files),
+            "annotations": fingerprint_of(*files),
             **{name: getattr(self, name) for name in names},
         }
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError
+from sdscratch.files import fingerprint_of
 from sdscratch.prepare.pack.found import (
     MAX_BYTES,
     Found,
-    fingerprint_of_content,
     fingerprint_of_files,
     is_picture,
     key_of,
@@ -60,7 +60,7 @@ class DiffusionDB:
         return next((Path(self.path) / name for name in TABLES if (Path(self.path) / name).is_file()), None)
 
     def identity(self) -> dict[str, Any]:
-        table = fingerprint_of_content(self.table) if self.table else None
+        table = fingerprint_of(self.table) if self.table else None
         return {"kind": "diffusiondb", "archives": fingerprint_of_files(Path(self.path), self.archives), "table": table}
 
     def parts(self, shard_size: int) -> Sequence[Archive]:

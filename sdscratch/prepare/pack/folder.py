@@ -20,11 +20,11 @@ from typing import Any
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError
+from sdscratch.files import fingerprint_of
 from sdscratch.prepare.pack.found import (
     Found,
     Slice,
     drawn,
-    fingerprint_of_content,
     fingerprint_of_files,
     hash_key,
     is_picture,
@@ -73,7 +73,7 @@ class Folder:
         return {
             "kind": "folder",
             "files": fingerprint_of_files(Path(self.path), self.files),
-            "tables": fingerprint_of_content(*(Path(self.path) / name for name in self._tables())),
+            "tables": fingerprint_of(*(Path(self.path) / name for name in self._tables())),
             **{name: getattr(self, name) for name in ("source", "licence", "caption", "side_cars", "limit", "seed")},
         }
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sdscratch.data.shards import Dropped
+from sdscratch.data.shards import KEY, Dropped
 from sdscratch.errors import DataError, check_whole
 from sdscratch.prepare.crops import Box
 from sdscratch.randomness import key
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 256 * 1024**2  # of a picture; beyond any of MAX_PIXELS
-
-_PLAIN = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)  # what a key may be
 
 
 class Found(NamedTuple):
@@ -89,7 +86,7 @@ def drawn(names: Sequence[str], count: int | None, seed: int, purpose: str) -> l
 def key_of(name: str) -> str:
     """A key from a picture's path in its collection: the path without suffix, or its hash where no key may be that."""
     stem = name.rpartition(".")[0]
-    return stem if _PLAIN.fullmatch(stem) and ".." not in stem else hash_key(name)
+    return stem if KEY.fullmatch(stem) and ".." not in stem else hash_key(name)
 
 
 def hash_key(name: str) -> str:
@@ -138,13 +135,4 @@ def fingerprint_of_files(folder: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name} {(folder / name).stat().st_size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_of_content(*paths: Path) -> str:
-    """Changes with any byte of these files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

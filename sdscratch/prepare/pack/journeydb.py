@@ -16,10 +16,10 @@ from typing import Any
 from sdscratch.data import tar
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError, check_choice
+from sdscratch.files import fingerprint_of
 from sdscratch.prepare.pack.found import (
     MAX_BYTES,
     Found,
-    fingerprint_of_content,
     fingerprint_of_files,
     is_picture,
     key_of,
@@ -61,7 +61,7 @@ class JourneyDB:
         return {
             "kind": "journeydb",
             "archives": fingerprint_of_files(Path(self.path) / "imgs", self.archives),
-            "annotations": fingerprint_of_content(self.annotations_file),
+            "annotations": fingerprint_of(self.annotations_file),
             "caption": self.caption,
         }
 

@@ -29,14 +29,14 @@ class Packer:
 
     form: what pictures are stored as. shard_size: pictures that are looked at for one shard; those that are dropped
     leave it smaller. on_bad: a picture that cannot be decoded stops everything ("fail"), or is dropped ("quarantine").
-    workers, engine: as in map_shards. progress: called with the parts done, and all.
+    engine, workers: as in map_shards. progress: called with the parts done, and all.
     """
 
     form: Form
     shard_size: int = 1000
     on_bad: OnBad = "fail"
-    workers: int = 0
     engine: Engine = "local"
+    workers: int = 0
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self) -> None:

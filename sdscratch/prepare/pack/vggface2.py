@@ -21,12 +21,12 @@ from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
+from sdscratch.files import fingerprint_of
 from sdscratch.prepare.crops import Box
 from sdscratch.prepare.pack.found import (
     Found,
     Slice,
     drawn,
-    fingerprint_of_content,
     fingerprint_of_files,
     is_picture,
     read_file,
@@ -116,7 +116,7 @@ class VGGFace2:
         return {
             "kind": "vggface2",
             "files": fingerprint_of_files(self.root, self.files),
-            "tables": fingerprint_of_content(*tables),
+            "tables": fingerprint_of(*tables),
             **{name: getattr(self, name) for name in names},
         }
 
