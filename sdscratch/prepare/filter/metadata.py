@@ -34,6 +34,8 @@ IDENTITIES = ("image_name", "img_path", "image_path", "file_name", "filename", "
 NUMBERS = {"width": "INTEGER", "height": "INTEGER"} | dict.fromkeys(
     ("similarity", "punsafe", "pwatermark", "aesthetic"), "DOUBLE"
 )
+UNSAFE = {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0, "false": 0.0, "true": 1.0}
+"""LAION's words for how probably a picture is unsafe, and a yes or no."""
 
 SPACES = r"\x00-\x1f\x7f-\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}"
 """White space and control characters, but for the space itself, as part of a character class."""
@@ -142,12 +144,8 @@ def _unsafe(column: str) -> str:
     """LAION's words, or a probability, or a yes or no."""
     word = f"lower(trim({identifier(column)}::VARCHAR))"
     number = _number(identifier(column))
-    words = " ".join(f"WHEN '{name}' THEN {value}" for name, value in _words().items())
+    words = " ".join(f"WHEN '{name}' THEN {value}" for name, value in UNSAFE.items())
     return f"CASE {word} {words} ELSE {number} END"
-
-
-def _words() -> dict[str, float]:
-    return {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0, "false": 0.0, "true": 1.0}
 
 
 def _one_line(text: str) -> str:
