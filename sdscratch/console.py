@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 
 def say(text: str) -> None:
@@ -27,14 +31,21 @@ def say_at_once(text: bytes) -> None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr where that is a terminal. Gives what moves it: called with how much is done, and of how much."""
+def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Callable[..., None]]:
+    """A bar on stderr where that is a terminal. columns: in place of rich's usual ones.
+
+    Gives what moves it: called with how much is done, of how much, and what it is called from now on, where that changes.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def move(done: int, total: int, what: str = what) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield move
 
 
 def forget_lost_readers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 
@@ -81,3 +82,10 @@ def check_whole(setting: str, value: object, least: int = 1, most: int | None = 
     if not whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
         at_most = "" if most is None else f" and at most {most}"
         raise ConfigError(f"{setting} is {value!r}: expected a whole number of at least {least}{at_most}")
+
+
+def check_choice(setting: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless the value of a setting is one of the choices."""
+    if value not in choices:
+        *others, last = choices
+        raise ConfigError(f"{setting}={value!r} is unknown; expected {', '.join(others)} or {last}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,17 @@ from typing import IO, Any, BinaryIO
 from sdscratch.errors import CannotWriteError, RunFolderError
 
 HALF = re.compile(r"\..+\.(\d{1,7})\.tmp")  # with the number of the process that writes it
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content: 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_of(*paths: Path) -> str:
+    """Changes with any byte of these files, and with their sequence: 16 hexadecimal digits."""
+    return hashlib.sha256(b"".join(bytes.fromhex(sha256_of(path)) for path in paths)).hexdigest()[:16]
 
 
 class FolderLock:

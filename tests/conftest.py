@@ -1,4 +1,4 @@
-"""For all tests: one thread, no network, and the tiny experiment: its configuration, and one finished run of it."""
+"""For all tests: one thread, no network, the real data pack, and the tiny experiment: its configuration, and a run of it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tiny experiment's scenes are drawn once for all tests."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def data_pack() -> Callable[[str], Path]:
+    """Folders of the real data pack, read-only and without manifests; skips where it is absent."""
+    root = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[2] / "shared" / "data"))
+
+    def folder(name: str) -> Path:
+        if not (root / name).is_dir():
+            pytest.skip(f"no {name} in {root}: set SDSCRATCH_DATA_PACK")
+        return root / name
+
+    return folder
 
 
 @pytest.fixture

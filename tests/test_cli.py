@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch import errors
-from sdscratch.cli import VERBS, Verb, main
+from sdscratch.cli import main
+from sdscratch.verbs import VERBS, Verb
 
 TRAIN = """
 defaults:

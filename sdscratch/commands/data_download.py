@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import DROPPED
+from sdscratch.commands.data_out import fallen, out_folder
+from sdscratch.config import build
+from sdscratch.console import progress_bar
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.download import Count, Downloader
-from sdscratch.prepare.pictures import Form
-from sdscratch.prepare.url_rows import UrlRows
-from sdscratch.prepare.web import Manners
+from sdscratch.prepare.download.downloader import Count, Downloader
+from sdscratch.prepare.download.url_rows import UrlRows
 
 
 def run(cfg: DictConfig) -> None:
     """Download the rows of `path` into `out`."""
-    if not cfg.out:
-        raise ConfigError("out is empty: expected a folder, `.` for this one")
-    form = Form(cfg.size, cfg.min_size, cfg.enlarge, cfg.crop, cfg.format, cfg.quality, cfg.keep_bytes)
-    manners = Manners(**cfg.manners)
-    columns = [TextColumn("downloading"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fell]} fell")]
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("", total=None, fell=0)
+    out = out_folder(cfg)
+    with progress_bar("downloading") as progress:
 
         def show(count: Count) -> None:
-            bar.update(task, completed=count.settled, fell=count.dropped)
+            progress(count.settled, len(rows), f"downloading, {count.dropped} fell")
 
-        downloader = Downloader(form, manners, cfg.source, cfg.licence, cfg.shard_size, cfg.workers, progress=show)
+        settings = (cfg.source, cfg.licence, cfg.shard_size, cfg.workers)
+        downloader = Downloader(build(cfg.pictures), build(cfg.manners), *settings, progress=show)
         rows = UrlRows(Path(cfg.path))
-        bar.update(task, total=len(rows))
         if cfg.engine == "local":
-            manifest = downloader.write(rows, Path(cfg.out))
+            manifest = downloader.write(rows, out)
         else:
-            from sdscratch.prepare import img2dataset
+            from sdscratch.prepare.download import img2dataset
 
-            manifest = img2dataset.write(downloader, rows, Path(cfg.out), _python(cfg))
-    print(_report(Path(cfg.out), manifest, len(rows)))
+            manifest = img2dataset.write(downloader, rows, out, _python(cfg))
+    where = f"{out}: {manifest.total} pictures of {len(rows)} rows in {len(manifest.shards)} shards"
+    print(f"{where}{fallen(out, manifest.dropped)}")
 
 
 def _python(cfg: DictConfig) -> str:
@@ -55,12 +44,3 @@ def _python(cfg: DictConfig) -> str:
             "then img2dataset_python=V/bin/python"
         )
     return str(cfg.img2dataset_python)
-
-
-def _report(out: Path, manifest: Manifest, rows: int) -> str:
-    """What is where, and how many rows fell for which reason."""
-    fell = sum(manifest.dropped.values())
-    lines = [f"{count:>9}  {reason}" for reason, count in Counter(manifest.dropped).most_common()]
-    named = f"; each is named in {out / DROPPED}" if fell else ""
-    where = f"{out}: {manifest.total} pictures of {rows} rows in {len(manifest.shards)} shards"
-    return "\n".join([*lines, f"{where}, {fell} fell{named}"])

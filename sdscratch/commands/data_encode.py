@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import Progress
 
-from sdscratch.errors import ConfigError
-from sdscratch.prepare.encode import Encoding
+from sdscratch.commands.data_out import fallen, out_folder
+from sdscratch.console import progress_bar
+from sdscratch.prepare.encode.encoding import Encoding
 from sdscratch.run_folder import RunFolder
 
 
 def run(cfg: DictConfig) -> None:
     """Encode `path` into `out` with the VAE of `model`, and the captions with the text encoder of `text`."""
-    if not cfg.out:
-        raise ConfigError("out is empty: expected a folder, `.` for this one")
+    out = out_folder(cfg)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoding = Encoding(
         source=Path(cfg.path),
-        out=Path(cfg.out),
+        out=out,
         vae=_networks(cfg.model),
         text=_networks(cfg.text) if cfg.text else None,
         resolution=cfg.resolution,
@@ -33,20 +30,14 @@ def run(cfg: DictConfig) -> None:
         device=device,
         dtype=cfg.dtype or ("bfloat16" if device == "cuda" else "float32"),
     )
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("encoding", total=None)
-        manifest, quality = encoding.run(
-            cfg.engine, cfg.workers, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    said = [f"{cfg.out}: latents of {manifest.total} pictures of {cfg.resolution} px", f"VAE {manifest.made_by['vae']}"]
-    if manifest.dropped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items())
-        said.append(f"left out and named in dropped.jsonl: {reasons}")
+    with progress_bar("encoding") as progress:
+        manifest, quality = encoding.run(cfg.engine, cfg.workers, progress)
+    said = [f"{out}: latents of {manifest.total} pictures of {cfg.resolution} px", f"VAE {manifest.made_by['vae']}"]
     if quality is not None:
         said.append(f"decoded again {quality.psnr:.1f} dB")
         if encoding.dtype != "float32":
             said.append(f"{encoding.dtype} within {quality.error:.2%} of float32")
-    print(", ".join(said))
+    print(f"{', '.join(said)}{fallen(out, manifest.dropped)}")
 
 
 def _networks(model: str) -> str:

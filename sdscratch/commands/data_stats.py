@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_out import out_folder
 from sdscratch.console import progress_bar
 from sdscratch.errors import DataError
-from sdscratch.prepare.contact import contact
-from sdscratch.prepare.stats import collect
-from sdscratch.prepare.stats_page import summary, write_page
+from sdscratch.prepare.stats.contact import contact
+from sdscratch.prepare.stats.page import summary, write_page
+from sdscratch.prepare.stats.stats import collect
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 def run(cfg: DictConfig) -> None:
     """Count what `path` holds and write the page about it to `out`."""
-    path = Path(cfg.path)
+    path, out = Path(cfg.path), out_folder(cfg)
     counter, vae = (None, None) if cfg.model is None else _parts_of(cfg.model)
     with progress_bar("counting") as progress:
         stats = collect(path, counter, cfg.engine, cfg.workers, progress)
-    page = write_page(Path(cfg.out), str(path), stats, *contact(path, vae))
+    page = write_page(out, str(path), stats, *contact(path, vae))
     numbers = summary(stats)
     print(f"{path}: {numbers['samples']} samples, {numbers['captions']} captions; {page}")
 

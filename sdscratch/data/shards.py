@@ -7,7 +7,6 @@ a manifest is a finished one.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -21,16 +20,17 @@ from typing import IO, Any, NamedTuple
 from sdscratch.data.captions import record_of
 from sdscratch.data.manifest import MANIFEST, Manifest, Shard
 from sdscratch.errors import DataError
-from sdscratch.files import read_json, remove_halves, write_atomically, write_json
+from sdscratch.files import read_json, remove_halves, sha256_of, write_atomically, write_json
 
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
 DROPPED = "dropped.jsonl"  # names what was left out, a line each; absent where nothing was
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "txt", "json", "latent.npy", "text.npy")
 
+KEY = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)
+"""What the key of a sample may be. No dot: a suffix starts at the first one."""
+
 Members = dict[str, bytes]  # suffix -> content
 Sample = tuple[str, Members]  # with its key
-
-_KEY = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)  # no dot: a suffix starts at the first one
 
 
 class Dropped(NamedTuple):
@@ -200,7 +200,7 @@ def _write_tar(path: Path, samples: list[Sample]) -> Shard:
     def fill(file: IO[bytes]) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in samples:
-                if not _KEY.fullmatch(key) or not members.keys() <= set(SUFFIXES):
+                if not KEY.fullmatch(key) or not members.keys() <= set(SUFFIXES):
                     raise DataError(
                         f"cannot write sample {key!r} with members {sorted(members)}: keys are up to 80 letters, "
                         f"digits, '_', '-', '/' and spaces, members are of {', '.join(SUFFIXES)}."
@@ -211,6 +211,4 @@ def _write_tar(path: Path, samples: list[Sample]) -> Shard:
                     tar.addfile(member, io.BytesIO(members[suffix]))
 
     write_atomically(path, fill)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, path.stat().st_size, digest, len(samples))
+    return Shard(path.name, path.stat().st_size, sha256_of(path), len(samples))

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from sdscratch.errors import ConfigError, LostRankError, check_whole
+from sdscratch.errors import ConfigError, LostRankError, check_choice, check_whole
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -58,8 +58,7 @@ def map_shards(
 def check_engine(engine: str, workers: int) -> None:
     """Raise ConfigError for what `map_shards` could not work with: a verb asks before it touches anything."""
     check_whole("workers", workers, least=0)
-    if engine not in ("local", "ray"):
-        raise ConfigError(f"engine={engine!r} is unknown; expected local or ray")
+    check_choice("engine", engine, get_args(Engine))
     if engine == "ray" and find_spec("ray") is None:
         raise ConfigError("engine=ray needs Ray: `pip install 'sdscratch[cluster]'`, or set engine=local")
 

@@ -1,4 +1,4 @@
-"""Why a picture of the web does not become a sample."""
+"""Why a picture does not become a sample."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class Refused(Exception):
     """reason: a few words that are counted in tables. detail: what was found.
 
-    again: whether asking once more may help, and if so not before `wait` seconds.
+    again: whether asking the web once more may help, and if so not before `wait` seconds.
     """
 
     def __init__(self, reason: str, detail: str = "", again: bool = False, wait: float = 0.0) -> None:

@@ -20,6 +20,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.selection import Selection
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.prepare.sql import quoted
 
 BATCH = 20_000  # samples read at once
 DEEPEST = 16  # levels of a record that are looked at
@@ -118,9 +119,9 @@ def _fitting(index: ShardIndex, where: str, progress: Callable[[int, int], None]
                 connection.unregister("batch")
                 progress(numbers.stop, len(index))
             structure = connection.execute(_STRUCTURE).fetchone()
-            quoted = str(structure[0] if structure else "{}").replace("'", "''")
+            form = quoted(str(structure[0] if structure else "{}"))
             connection.execute(
-                f"CREATE VIEW samples AS SELECT {_ROW}, unnest(json_transform(record, '{quoted}')) FROM records"
+                f"CREATE VIEW samples AS SELECT {_ROW}, unnest(json_transform(record, {form})) FROM records"
             )
         except duckdb.IOException as error:
             raise CannotWriteError(f"cannot keep the records of {index.folder} in {folder}: {error}") from error

@@ -50,9 +50,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, exit_code: int = 2)
 
 def test_a_folder_becomes_shards_and_a_part_of_them_is_selected(photos, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["data", "pack", f"path={photos}", f"out={out}", "shard_size=2", "resize=16", "licence=CC0-1.0"]
+    words = ["data", "pack", f"path={photos}", f"out={out}", "shard_size=2", "pictures.size=16", "licence=CC0-1.0"]
     assert main(words) == 0
-    assert capsys.readouterr().out == f"{out}: 5 samples in 3 shards; 1 left out: 1 no caption\n"
+    assert (
+        capsys.readouterr().out
+        == f"{out}: 5 pictures in 3 shards; 1 fell (no caption: 1), each named in {out / DROPPED}\n"
+    )
     assert Manifest.read(out).licences == {"CC0-1.0": 5} and (out / DROPPED).exists()
     part = ["data", "select", f"path={out}", f"out={tmp_path / 'part'}", "where=score > 2 and score < 5"]
     assert main(words) == 0 and main(part) == 0
@@ -68,7 +71,7 @@ def test_tars_are_adopted_where_they_are(photos, tmp_path, capsys):
     capsys.readouterr()
     assert "leave out= empty" in refusal(capsys, "data", "pack", "kind=webdataset", f"path={out}", f"out={tmp_path}")
     assert main(["data", "pack", "kind=webdataset", f"path={out}"]) == 0
-    assert capsys.readouterr().out == f"{out}: 5 samples in 1 shards\n" and keys(out) == list("12345")
+    assert capsys.readouterr().out == f"{out}: 5 pictures in 1 shards\n" and keys(out) == list("12345")
 
 
 def test_bad_samples_of_adopted_tars_are_told_of(photos, tmp_path, capsys):
@@ -91,9 +94,12 @@ def test_bad_samples_of_adopted_tars_are_told_of(photos, tmp_path, capsys):
         (["kind=foldr"], "foldr"),
         (["crop=person"], "crop"),  # of another kind
         (["kind=coco", "crop=people"], "takes 'person' | 'none', found the string 'people'"),
-        (["kind=coco", "resise=512"], "did you mean 'resize'"),
+        (["kind=coco", "pictures.sise=512"], "did you mean 'pictures.size'"),
         (["shard_size=0"], "shard_size is 0"),
-        (["resize=8", "min_side=9"], "resize=8 is below min_side=9"),
+        (
+            ["pictures.crop=left"],
+            "takes 'none' | 'centre' | 'smart', found the string 'left'",
+        ),
         (["on_bad=skip"], "on_bad='skip' is unknown"),
         (["engine=slurm"], "engine='slurm' is unknown"),
         (["workers=-1"], "workers is -1"),
@@ -124,7 +130,7 @@ def test_every_kind_says_in_its_help_what_it_takes(kind, capsys):
 
 @pytest.mark.parametrize("module", ["sdscratch.commands.data_pack", "sdscratch.commands.data_select"])
 def test_neither_loads_torch(module):
-    code = f"import sys, {module}, sdscratch.prepare.collections as c; [getattr(c, n) for n in c.__all__]"
+    code = f"import sys, {module}, sdscratch.prepare.pack as c; [getattr(c, n) for n in c.__all__]"
     code += "; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -137,7 +137,7 @@ def test_bad_pictures_are_named_and_may_be_left_out(vae_run, scenes, tmp_path, c
     assert "00000.tar: one is a bad sample: the image is none of JPEG, PNG, WEBP" in refusal(capsys, *words)
     assert main([*words, "on_bad=quarantine"]) == 0
     said = capsys.readouterr().out
-    assert "latents of 1 pictures" in said and "left out and named in dropped.jsonl: 1 not decodable" in said
+    assert "latents of 1 pictures" in said and "1 fell (not decodable: 1), each named in" in said
     assert '"key": "one"' in (tmp_path / "out" / DROPPED).read_text()
 
 

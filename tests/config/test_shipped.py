@@ -2,10 +2,10 @@
 
 import pytest
 
-from sdscratch.cli import VERBS
 from sdscratch.config import compose, config_dir, config_groups
 from sdscratch.config.checking import object_problems
 from sdscratch.errors import ConfigError
+from sdscratch.verbs import VERBS
 
 PRIMARIES = sorted({verb.config for verb in VERBS.values() if verb.config})
 

@@ -1,9 +1,7 @@
-"""Tiny real shards, and the folders of the real data pack, for every test of this room."""
+"""Tiny real shards for every test of this room."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,19 +22,6 @@ def latent_shards(tmp_path: Path) -> Path:
     """Four shards of 7, 7, 7 and 2 latents (flips 2, C 4, h 2, w 2)."""
     write_shards(tmp_path / "latents", latent_samples(23), {"vae": "abc", "resolution": 16}, shard_size=7)
     return tmp_path / "latents"
-
-
-@pytest.fixture
-def data_pack() -> Callable[[str], Path]:
-    """Folders of the real data pack, read-only and without manifests; skips where it is absent."""
-    root = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[3] / "shared" / "data"))
-
-    def folder(name: str) -> Path:
-        if not (root / name).is_dir():
-            pytest.skip(f"no {name} in {root}: set SDSCRATCH_DATA_PACK")
-        return root / name
-
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -51,8 +51,8 @@ def rows(web: WebServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(rows: Path, out: Path) -> list[str]:
     settings = [
-        "size=64",
-        "min_size=32",
+        "pictures.size=64",
+        "pictures.min_size=32",
         "shard_size=6",
         "manners.backoff=0.01",
         "manners.concurrency=6",

@@ -13,8 +13,8 @@ import time
 import pytest
 from laion_rows import contents, synthetic, write
 
-from sdscratch.prepare.filter import PARTS, Filter
-from sdscratch.prepare.rules import Rules
+from sdscratch.prepare.filter.filter import PARTS, Filter
+from sdscratch.prepare.filter.rules import Rules
 
 LONG = os.environ.get("SDS_FAULTS") == "long"
 
@@ -50,8 +50,8 @@ def test_rows_are_filtered_fast_and_in_little_memory(tmp_path):
     for n in range(10):
         write(tmp_path / "in" / f"{n}.parquet", synthetic(n * count // 10, (n + 1) * count // 10))
     code = (
-        "import sys; from pathlib import Path; from sdscratch.prepare.filter import Filter; "
-        "from sdscratch.prepare.rules import Rules; rules = Rules(min_side=210, words={'explicit': ['naked', 'xxx']}); "
+        "import sys; from pathlib import Path; from sdscratch.prepare.filter.filter import Filter; "
+        "from sdscratch.prepare.filter.rules import Rules; rules = Rules(min_side=210, words={'explicit': ['naked', 'xxx']}); "
         f"print(Filter(rules).write(Path({str(tmp_path / 'in')!r}), Path({str(tmp_path / 'out')!r})).kept)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

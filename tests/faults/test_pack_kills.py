@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from sdscratch.data.manifest import MANIFEST
-from sdscratch.prepare.adopt import Tars
-from sdscratch.prepare.collections import JourneyDB
-from sdscratch.prepare.pack import Packer
-from sdscratch.prepare.storing import Pictures
+from sdscratch.prepare.pack import JourneyDB
+from sdscratch.prepare.pack.adopt import Tars
+from sdscratch.prepare.pack.packer import Packer
+from sdscratch.prepare.pictures import Form
 
 KILLS = 30 if os.environ.get("SDS_FAULTS") == "long" else 8
 ARCHIVES, PICTURES = 3, 40
@@ -45,7 +45,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack(raw: Path, out: Path) -> None:
-    Packer(Pictures(resize=64), shard_size=7).pack(JourneyDB(raw), out)
+    Packer(Form(size=64), shard_size=7).pack(JourneyDB(raw), out)
 
 
 def killed(job: Callable[[], object], after: float) -> bool:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdscratch.prepare.addresses import is_local, is_public
+from sdscratch.prepare.download.addresses import is_local, is_public
 
 PRIVATE = [
     "127.0.0.1",

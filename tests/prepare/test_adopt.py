@@ -16,7 +16,7 @@ from PIL import Image
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.manifest import MANIFEST, Manifest
 from sdscratch.errors import ConfigError, DataError
-from sdscratch.prepare.adopt import BAD, Tars
+from sdscratch.prepare.pack.adopt import BAD, Tars
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_second_attempt_reads_only_what_changed_since(tars, monkeypatch):
         Tars(tars).adopt()
     assert not (tars / MANIFEST).exists() and len(ShardIndex.open(tars)) == 4  # as it was before
     write(tars / "b.tar", sample("x"))
-    from sdscratch.prepare import adopt
+    from sdscratch.prepare.pack import adopt
 
     read = []
     part = adopt._part

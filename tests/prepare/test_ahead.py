@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from sdscratch.errors import DataError
-from sdscratch.prepare.ahead import map_ahead
+from sdscratch.prepare.encode.ahead import map_ahead
 
 
 def test_results_come_in_their_sequence_whoever_is_done_first():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,14 +127,9 @@ def test_the_pack_holds_few_duplicates(data_pack_folder):
 
 
 @pytest.fixture
-def data_pack_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import os
-
+def data_pack_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_pack: Callable[[str], Path]) -> Path:
     monkeypatch.setenv("SDSCRATCH_CACHE", str(tmp_path / "cache"))
-    pack = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[3] / "shared" / "data"))
-    native = pack / "captions-real" / "train-native-00001.tar"
-    if not native.is_file():
-        pytest.skip(f"no {native}: set SDSCRATCH_DATA_PACK")
+    native = data_pack("captions-real") / "train-native-00001.tar"
     (tmp_path / "native").mkdir()
     (tmp_path / "native" / native.name).symlink_to(native)
     return tmp_path / "native"

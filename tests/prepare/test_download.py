@@ -22,10 +22,10 @@ from sdscratch.data.index import ShardIndex
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import DROPPED, UNFINISHED
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.prepare.download import Count, Downloader
+from sdscratch.prepare.download.downloader import Count, Downloader
+from sdscratch.prepare.download.url_rows import UrlRows
+from sdscratch.prepare.download.web import Manners
 from sdscratch.prepare.pictures import Form
-from sdscratch.prepare.url_rows import UrlRows
-from sdscratch.prepare.web import Manners
 
 PACK = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[3] / "shared" / "data"))
 MANNERS = Manners(read_timeout=2.0, total_timeout=5.0, backoff=0.01, allow_private=True)
@@ -215,6 +215,12 @@ def test_the_files_of_a_folder_are_read_in_the_sequence_of_their_names(tmp_path)
     assert [row.url for row in read] == [f"http://host/part-{k}/{n}" for k in range(3) for n in range(3000)]
     assert list(rows.read(start=4321)) == read[4321:] and [row.number for row in read] == list(range(9000))
     assert [len(part) for part in rows.slices(4000, first=1)] == [4000, 1000]
+
+
+def test_a_file_of_any_name_is_read_and_no_other_one(tmp_path):
+    write_rows(tmp_path / "a1xb's.parquet", ["http://a/1", "http://a/2"])
+    rows = UrlRows(write_rows(tmp_path / "a[1]*b's.parquet", ["http://a/3"]))
+    assert [row.url for row in rows.read()] == ["http://a/3"]
 
 
 def test_a_key_that_is_given_is_kept_and_its_second_row_is_not_the_first(tmp_path):

@@ -22,7 +22,7 @@ from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models import new_clip, new_vae
 from sdscratch.models.encoders import fingerprint, load_text_encoder, load_vae
-from sdscratch.prepare.encode import Encoding
+from sdscratch.prepare.encode.encoding import Encoding
 
 VAE = {
     "block_out_channels": (8, 8, 8),

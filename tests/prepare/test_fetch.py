@@ -17,9 +17,9 @@ from failing_server import REPO, Site, serving
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
-from sdscratch.prepare import web_file
-from sdscratch.prepare.fetch import FETCHED, Fetch, size_in_words
-from sdscratch.prepare.sources import Hub, Mirror, Web
+from sdscratch.prepare.fetch import web_file
+from sdscratch.prepare.fetch.fetch import FETCHED, Fetch, size_in_words
+from sdscratch.prepare.fetch.sources import Hub, Mirror, Web
 
 LARGE = random.Random(0).randbytes(3_000_000)
 FILES = {"large.zip": LARGE, "rows.parquet": b"rows", "images/part-1.zip": b"one", "images/part-2.zip": b"two"}

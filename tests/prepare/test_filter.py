@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from laion_rows import contents, synthetic, write
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
-from sdscratch.prepare.filter import PARTS, ROWS, Filter
-from sdscratch.prepare.funnel import FUNNEL, Funnel
-from sdscratch.prepare.metadata import key_of
-from sdscratch.prepare.rules import Rules
+from sdscratch.prepare.filter.filter import PARTS, ROWS, Filter
+from sdscratch.prepare.filter.funnel import FUNNEL, Funnel
+from sdscratch.prepare.filter.rules import Rules
 
 RULES = Rules(min_aesthetic=5.0, min_side=256, words={"explicit": ["nude"]})
 OUTPUTS = {ROWS, FUNNEL, "funnel.md", "funnel.png"}
@@ -57,7 +57,7 @@ def test_rows_that_stay_are_sorted_by_key_with_known_columns_first(filtered):
         *("key", "url", "caption", "width", "height", "similarity", "punsafe", "pwatermark", "aesthetic", "hash")
     ]
     keys = [row["key"] for row in rows]
-    assert keys == sorted(set(keys)) and all(row["key"] == key_of(row["url"]) for row in rows)
+    assert keys == sorted(set(keys)) and all(row["key"] == sha256(row["url"].encode()).hexdigest()[:20] for row in rows)
     assert all(r["aesthetic"] >= 5 and min(r["width"], r["height"]) >= 256 and "nude" not in r["caption"] for r in rows)
     assert len({row["caption"] for row in rows}) == len(rows)
 

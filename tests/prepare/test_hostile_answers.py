@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 from random import Random
 
+from sdscratch.prepare.download.web import Manners, Web
 from sdscratch.prepare.refusal import Refused
-from sdscratch.prepare.web import Manners, Web
 
 STATUSES = ("200 OK", "200", "302 Found", "999 x", "-1 no", "200 \xff\xfe", "100 Continue", "101 Switch", "206 Part")
 HEADERS = [

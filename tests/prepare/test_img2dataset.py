@@ -19,11 +19,11 @@ from web_server import WebServer
 
 from sdscratch.data.manifest import Manifest
 from sdscratch.errors import ConfigError, DataError
-from sdscratch.prepare import img2dataset
-from sdscratch.prepare.download import Downloader
+from sdscratch.prepare.download import img2dataset
+from sdscratch.prepare.download.downloader import Downloader
+from sdscratch.prepare.download.url_rows import UrlRows
+from sdscratch.prepare.download.web import Manners
 from sdscratch.prepare.pictures import Form
-from sdscratch.prepare.url_rows import UrlRows
-from sdscratch.prepare.web import Manners
 
 STAND_IN = """
 import io, json, os, tarfile, time, urllib.request
@@ -131,9 +131,9 @@ def test_a_python_that_is_none_or_has_no_img2dataset_is_named(rows, tmp_path):
 def test_it_ends_with_whoever_started_it(stand_in, rows, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from sdscratch.prepare import img2dataset; from sdscratch.prepare.download import Downloader\n"
-        "from sdscratch.prepare.pictures import Form; from sdscratch.prepare.url_rows import UrlRows\n"
-        "from sdscratch.prepare.web import Manners\n"
+        "from sdscratch.prepare.download import img2dataset; from sdscratch.prepare.download.downloader import Downloader\n"
+        "from sdscratch.prepare.pictures import Form; from sdscratch.prepare.download.url_rows import UrlRows\n"
+        "from sdscratch.prepare.download.web import Manners\n"
         "img2dataset.write(Downloader(Form(), Manners()), UrlRows(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])"
     )
     command = [sys.executable, "-c", code, str(rows.path), str(tmp_path / "out"), stand_in]

@@ -10,7 +10,8 @@ import duckdb
 import pytest
 
 from sdscratch.errors import DataError
-from sdscratch.prepare.metadata import columns_of, identifier, key_of, metadata_files, normalised, reader
+from sdscratch.prepare.filter.metadata import columns_of, metadata_files, normalised, reader
+from sdscratch.prepare.sql import identifier
 
 PACK = Path(os.environ.get("SDSCRATCH_DATA_PACK", "../shared/data"))
 
@@ -128,10 +129,6 @@ def test_a_row_is_called_after_its_web_address_or_where_a_file_has_none_after_it
 
 def test_a_key_of_another_origin_is_not_taken_for_ours(tmp_path):
     assert "key" not in only(tmp_path, "'https://a.b/c' url, '000000001' key")
-
-
-def test_the_key_of_an_address_is_the_beginning_of_its_sha256():
-    assert key_of("https://a.b/c") == "12ba8f2c29e78a1f2b7c"
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.tsv", "rows.csv.gz", "rows.jsonl", "a[1]*b's.csv"])

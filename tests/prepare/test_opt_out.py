@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdscratch.prepare.opt_out import opted_out
+from sdscratch.prepare.download.opt_out import opted_out
 
 
 @pytest.mark.parametrize(

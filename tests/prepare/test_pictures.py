@@ -47,8 +47,14 @@ def test_the_shorter_side_is_reduced_and_the_aspect_kept(size, stored):
 
 def test_a_picture_is_enlarged_only_when_asked():
     small = encoded(scene(20, 10))
-    assert SMALL.store(small)[2:4] == (20, 10)
-    assert Form(size=32, min_size=8, enlarge=True).store(small)[2:4] == (64, 32)
+    kept, enlarged = SMALL.store(small), Form(size=32, min_size=8, enlarge=True).store(small)
+    assert (kept.width, kept.height, enlarged.width, enlarged.height) == (20, 10, 64, 32)
+
+
+def test_without_a_size_no_picture_is_reduced_and_a_large_original_was_large_enough():
+    original = encoded(scene(300, 200))
+    assert Form(min_size=200).store(original).data == original
+    assert Form(size=100, min_size=200).store(original).height == 100
 
 
 def test_what_is_too_small_or_too_long_is_refused():

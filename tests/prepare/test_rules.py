@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from sdscratch.errors import ConfigError
-from sdscratch.prepare.rules import Rules
+from sdscratch.prepare.filter.rules import Rules
 
 
 def keeps(row: dict[str, Any], **rules: Any) -> bool:

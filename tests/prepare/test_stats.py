@@ -10,8 +10,8 @@ from tiny_shards import encode, latent_samples, picture
 
 from sdscratch.cli import main
 from sdscratch.data.shards import write_shards
-from sdscratch.prepare.stats import Stats, collect
-from sdscratch.prepare.stats_page import CONTEXT, summary, write_page
+from sdscratch.prepare.stats.page import CONTEXT, summary, write_page
+from sdscratch.prepare.stats.stats import Stats, collect
 
 
 def sample(number: int, size: tuple[int, int], *captions: str, source: str = "here"):

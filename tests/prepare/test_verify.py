@@ -132,7 +132,7 @@ def test_the_verb_ends_with_2_and_the_shards_name_and_needs_no_torch(images, tmp
     )
     words = [sys.executable, "-c", code, "data", "verify", f"path={images}"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and "23 samples in 4 shards are whole, 1 dropped" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and "23 samples in 4 shards are whole, 1 fell" in done.stdout
     with open(images / "00002.tar", "r+b") as file:
         file.truncate(2000)
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)

@@ -15,8 +15,8 @@ import pytest
 from web_server import WebServer
 
 from sdscratch.errors import ConfigError
+from sdscratch.prepare.download.web import Manners, Web, harmless
 from sdscratch.prepare.refusal import Refused
-from sdscratch.prepare.web import Manners, Web, harmless
 
 BODY = b"\x89PNG" + bytes(range(256)) * 40
 PATIENT = {"read_timeout": 20.0, "total_timeout": 20.0, "backoff": 0.01, "max_bytes": 100_000, "allow_private": True}
@@ -176,7 +176,7 @@ def test_a_public_name_that_leads_to_a_private_address_is_refused(ask, server, m
 
 
 def test_a_redirect_to_a_private_address_is_refused(ask, server, monkeypatch):
-    from sdscratch.prepare import addresses
+    from sdscratch.prepare.download import addresses
 
     monkeypatch.setattr(
         addresses, "is_public", lambda address: address == "127.0.0.1"

@@ -1,0 +1,1 @@
+"""Rows with URLs -> shards of pictures."""

@@ -1,0 +1,1 @@
+"""Shards of pictures -> shards of latents."""

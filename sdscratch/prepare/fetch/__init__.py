@@ -1,0 +1,1 @@
+"""The files of published collections, from wherever they are."""

@@ -1,0 +1,1 @@
+"""Metadata rows -> the rows that rules keep."""
