@@ -239,7 +239,7 @@ class DataModule(BaseDataModule):
 
     def holds_states_of(self, text_encoder: str) -> bool:
         found = {index.made_by.get("text") for index in self.indexes if index is not None}
-        if others := sorted(found - {text_encoder, None}):
+        if others := sorted(str(text) for text in found - {text_encoder, None}):
             warn(
                 f"{self.path} holds captions' states by another text encoder ({', '.join(others)}) than the one "
                 f"configured ({text_encoder}): captions are encoded while training"
