@@ -60,6 +60,8 @@ def _latent_diffusion(
     if datamodule.kind == "latents":
         datamodule.require_vae(fingerprint(encoders.vae))
         datamodule.scaling_factor = encoders.vae.config.scaling_factor
+        if datamodule.holds_states_of(encoders.text.fingerprint):
+            datamodule.text_shape = encoders.text.states_shape
     unet, objective = build(cfg.model), build(cfg.objective)
     objective.noise_schedule.grid(sampling.num_inference_steps)  # now rather than at the first preview
     for name, expected in encoders.unet_sizes.items():

@@ -24,6 +24,7 @@ class Sample(TypedDict):
 
     image: NotRequired[Tensor]  # (3, H, W) float32 in [-1, 1]
     latents: NotRequired[Tensor]  # (C, h, w) float32, times scaling_factor
+    encoder_hidden_states: NotRequired[Tensor]  # (T, D) float16, of the caption
     caption: str
     key: str
     source: str  # of the mixture that it is part of; without one, what its record says
@@ -50,6 +51,9 @@ class LatentBatch(TypedDict):
     images: NotRequired[Tensor]  # (B, 3, H, W) float32 in [-1, 1]
     vae_noise: NotRequired[Tensor]  # (B, C, h, w) standard normal: latents = mean + exp(logvar / 2) * vae_noise
     captions: list[str]  # those dropped are ""
+    encoder_hidden_states: NotRequired[
+        Tensor
+    ]  # (B, T, D) float16, if the shards hold them: of captions before any is dropped
     noise: Tensor  # (B, C, h, w) standard normal float32
     timesteps: Tensor  # (B,), rising with noise
     dropped: Tensor  # (B,) bool
@@ -129,6 +133,8 @@ class LatentCollate:
             batch["vae_noise"] = self._noise("vae", positions, shape)
         else:
             batch["latents"] = torch.stack([sample["latents"] for sample in samples])
+        if "encoder_hidden_states" in samples[0]:
+            batch["encoder_hidden_states"] = torch.stack([sample["encoder_hidden_states"] for sample in samples])
         return batch
 
     def for_validation(self) -> LatentCollate:

@@ -33,9 +33,9 @@ def captions_of(members: Mapping[str, bytes], record: Mapping[str, Any]) -> list
     return captions
 
 
-def choose(captions: Sequence[str], u: float) -> str:
-    """One of the captions, by a draw u in [0, 1)."""
-    return captions[int(u * len(captions))]
+def choose(captions: Sequence[str], u: float) -> int:
+    """The number of one of the captions, by a draw u in [0, 1)."""
+    return int(u * len(captions))
 
 
 def clean(text: str) -> str:

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from sdscratch.console import warn
 from sdscratch.data.batch import VALIDATION_SEED, Collate, ImageCollate, Sample
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.dataset import HeldOut, OnBad, ShardDataset
@@ -37,7 +38,8 @@ class BaseDataModule(L.LightningDataModule, ABC):
     """Positions -> batches for training and validation, on any number of ranks. What lies at a position, a subclass says.
 
     To be set before fitting: `start_step` (optimizer steps done before, when resuming), `skipped` (data steps never to be
-    read), `collate` (what a batch holds), `scaling_factor` (of the VAE, for latent shards).
+    read), `collate` (what a batch holds), `scaling_factor` (of the VAE, for latent shards), `text_shape` ((T, D) of the
+    captions' states that are to be read from them, if any).
     """
 
     def __init__(self, resolution: int, global_batch_size: int, seed: int, num_workers: int, val_samples: int) -> None:
@@ -51,6 +53,7 @@ class BaseDataModule(L.LightningDataModule, ABC):
         self.start_step, self.skipped = 0, list[list[int]]()
         self.collate: Collate = ImageCollate()
         self.scaling_factor = 1.0
+        self.text_shape: tuple[int, int] | None = None
 
     @property
     def source_weights(self) -> Mapping[str, float]:
@@ -76,6 +79,10 @@ class BaseDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def require_vae(self, fingerprint: str) -> None:
         """Raise DataError when the shards hold latents of another VAE than this one."""
+
+    @abstractmethod
+    def holds_states_of(self, text_encoder: str) -> bool:
+        """Whether all shards hold their captions' states by the text encoder of this fingerprint. Warns of another one's."""
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
@@ -230,6 +237,15 @@ class DataModule(BaseDataModule):
             if index is not None:
                 index.require_vae(fingerprint)
 
+    def holds_states_of(self, text_encoder: str) -> bool:
+        found = {index.made_by.get("text") for index in self.indexes if index is not None}
+        if others := sorted(str(text) for text in found - {text_encoder, None}):
+            warn(
+                f"{self.path} holds captions' states by another text encoder ({', '.join(others)}) than the one "
+                f"configured ({text_encoder}): captions are encoded while training"
+            )
+        return found == {text_encoder}
+
     def about(self) -> dict[str, Any]:
         index = self.indexes[0]
         return {"made_by": index.made_by, "samples": len(index), "fingerprint": index.fingerprint}
@@ -258,7 +274,8 @@ class DataModule(BaseDataModule):
         return None if dataset is None else HeldOut([dataset], self.val_samples)
 
     def _dataset(self, index: ShardIndex, order: Order, seed: int, **how: Any) -> ShardDataset:
-        how |= {"on_bad": self.on_bad, "scaling_factor": self.scaling_factor, "source": self.source}
+        how |= {"on_bad": self.on_bad, "scaling_factor": self.scaling_factor, "text_shape": self.text_shape}
+        how["source"] = self.source
         return ShardDataset(index, order, seed, self.resolution, **how)
 
     def _open(self, path: str) -> ShardIndex:

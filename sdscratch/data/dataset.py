@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch.utils.data import Dataset
 
-from sdscratch.data import latents
+from sdscratch.data import latents, text_states
 from sdscratch.data.batch import Sample
 from sdscratch.data.captions import captions_of, choose, record_of
 from sdscratch.data.images import image_member, preprocess
@@ -32,6 +32,7 @@ class ShardDataset(Dataset[Sample]):
     on_bad: a sample that cannot be used stops the run ("fail"), or another one, a function of seed and position, takes
         its place and names it in `quarantined` ("quarantine").
     scaling_factor: multiplies latents; the one of the VAE that made them.
+    text_shape: (T, D) of the captions' states beside the latents, which then come along; None: they are not read.
     source: what the samples say they are from, instead of what their records say.
     """
 
@@ -45,13 +46,15 @@ class ShardDataset(Dataset[Sample]):
         flip: bool = False,
         on_bad: OnBad = "fail",
         scaling_factor: float = 1.0,
+        text_shape: tuple[int, int] | None = None,
         source: str | None = None,
     ):
         if on_bad not in ("fail", "quarantine"):
             raise ConfigError(f"on_bad={on_bad!r} is unknown. Expected 'fail' or 'quarantine'.")
         self.index, self.order, self.seed, self.resolution = index, order, seed, resolution
         self.random_crop, self.flip, self.on_bad, self.scaling_factor = random_crop, flip, on_bad, scaling_factor
-        self.source = source
+        self.text_shape, self.source = text_shape, source
+        self.members = {suffix for suffix in index.suffixes if suffix != "text.npy" or text_shape}
 
     def __getitem__(self, position: int) -> Sample:
         return self.load(self.order.at(position), position)
@@ -80,13 +83,14 @@ class ShardDataset(Dataset[Sample]):
                 n = int(uniform(self.seed, f"replacement/{len(bad)}", position) * len(self.index))
 
     def _sample(self, n: int, position: int, bad: list[str]) -> Sample:
-        members = self.index.read(n)
+        members = self.index.read(n, only=self.members)
         record = record_of(members)
         captions = captions_of(members, record)
         if not captions:
             raise DataError("it has no caption")
+        chosen = choose(captions, self._draw("caption", position))
         sample: Sample = {
-            "caption": choose(captions, self._draw("caption", position)),
+            "caption": captions[chosen],
             "key": self.index.key(n),
             "source": self.source or str(record.get("source", "unknown")),
             "position": position,
@@ -99,6 +103,11 @@ class ShardDataset(Dataset[Sample]):
             flip = int(self._draw("flip", position) * len(moments)) if self.flip else 0
             vae_noise = noise(self.seed, "vae", position, moments.shape[2:])
             sample["latents"] = torch.from_numpy(latents.draw(moments, flip, vae_noise.numpy())) * self.scaling_factor
+            if self.text_shape:
+                if "text.npy" not in members:
+                    raise DataError("it has no captions' states")
+                state = text_states.state(members["text.npy"], chosen, len(captions), self.text_shape)
+                sample["encoder_hidden_states"] = torch.from_numpy(state.copy())
         else:
             crop = (self._draw("crop_x", position), self._draw("crop_y", position)) if self.random_crop else (0.5, 0.5)
             mirror = self.flip and self._draw("flip", position) < 0.5

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
 
 import numpy as np
 
+from sdscratch.data import npy
 from sdscratch.errors import DataError
 
 
@@ -25,12 +25,7 @@ def pack(moments: np.ndarray) -> bytes:
 
 def unpack(data: bytes) -> np.ndarray:
     """The float16 array (flips, 2, C, h, w) of a `latent.npy` member. Raises DataError when it is anything else."""
-    start = 10 + int.from_bytes(data[8:10], "little")
-    try:
-        shape, dtype = _header(data[:start])
-        array = np.frombuffer(data, dtype, offset=start).reshape(shape)
-    except Exception as error:  # the header of a damaged file can ask for anything
-        raise DataError(f"its latents cannot be read ({type(error).__name__})") from error
+    array = npy.read(data, "latents")
     _check(array)
     return array
 
@@ -44,17 +39,6 @@ def draw(moments: np.ndarray, flip: int, noise: np.ndarray) -> np.ndarray:
 def deviation(logvar: np.ndarray) -> np.ndarray:
     """exp(logvar / 2), within the bounds of diffusers' AutoencoderKL."""
     return np.exp(0.5 * logvar.clip(-30.0, 20.0))
-
-
-@lru_cache(maxsize=16)  # one header serves a whole data set
-def _header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not the .npy format that `pack` writes")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran_order:
-        raise ValueError("not in C order")
-    return shape, dtype
 
 
 def _check(array: object) -> None:

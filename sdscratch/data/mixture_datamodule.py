@@ -125,6 +125,9 @@ class MixtureDataModule(BaseDataModule):
             with _naming(name):
                 part.require_vae(fingerprint)
 
+    def holds_states_of(self, text_encoder: str) -> bool:
+        return all([part.holds_states_of(text_encoder) for part in self.parts.values()])  # each may have to warn
+
     def about(self) -> dict[str, Any]:
         about = {name: {"share": float(self.shares[name]), **self.parts[name].about()} for name in self._trained_on}
         samples = sum(source["samples"] for source in about.values())
@@ -151,7 +154,7 @@ class MixtureDataModule(BaseDataModule):
 
     def _part(self, name: str) -> DataModule:
         part = self.parts[name]
-        part.source, part.scaling_factor = name, self.scaling_factor
+        part.source, part.scaling_factor, part.text_shape = name, self.scaling_factor, self.text_shape
         return part
 
 

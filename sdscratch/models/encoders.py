@@ -43,6 +43,11 @@ class TextEncoder:
         return sha256(f"{fingerprint(self.model)} {vocabulary}{masked}".encode()).hexdigest()[:16]
 
     @property
+    def states_shape(self) -> tuple[int, int]:
+        """(T, D) of a caption's states."""
+        return self.tokenizer.model_max_length, self.model.config.hidden_size
+
+    @property
     def masks_padding(self) -> bool:
         """Stable Diffusion 1.x does not: its states of padding see earlier padding too."""
         return bool(getattr(self.model.config, "use_attention_mask", False))

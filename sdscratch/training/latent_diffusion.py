@@ -115,8 +115,19 @@ class LatentDiffusion(Stage):
         )
 
     def _ask(self, network: nn.Module, batch: LatentBatch) -> Any:
-        states = self.encoders.text(batch["captions"])
         latents = batch.get("latents")
         if latents is None:
             latents = self.encoders.encode_images(batch["images"], batch["vae_noise"])
-        return self.objective(network, latents, batch["noise"], batch["timesteps"], states)
+        return self.objective(network, latents, batch["noise"], batch["timesteps"], self._states(batch))
+
+    def _states(self, batch: LatentBatch) -> Tensor:
+        """Of the captions, (B, T, D): as they were stored, where the shards hold them, with that of "" for those dropped."""
+        if "encoder_hidden_states" not in batch:
+            return self.encoders.text(batch["captions"])
+        stored = batch["encoder_hidden_states"].float()
+        return torch.where(batch["dropped"][:, None, None], self._null_states, stored)
+
+    @cached_property
+    def _null_states(self) -> Tensor:
+        """Of "", (1, T, D): encoded alone, so that a resumed run has the same bits."""
+        return self.encoders.text([""])
