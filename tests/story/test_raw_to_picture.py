@@ -138,7 +138,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         for number in (0, 1):  # as LAION comes: in several files
             write(root / "raw" / f"part-{number}.parquet", rows[number::2])
         run("data", "filter", "rules=laion_broad", "rules.min_side=128", f"path={root / 'raw'}", f"out={root / 'rows'}")
-        places = (f"path={root / 'rows'}", f"out={root / 'images'}", "size=64", "min_size=64", "shard_size=20")
+        places = (
+            f"path={root / 'rows'}",
+            f"out={root / 'images'}",
+            "pictures.size=64",
+            "pictures.min_size=64",
+            "shard_size=20",
+        )
         run("data", "download", *places, "source=laion", *PRIVATE)
     run("data", "verify", f"path={root / 'images'}")
 
