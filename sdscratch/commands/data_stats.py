@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from sdscratch.console import progress_bar
-from sdscratch.errors import DataError
+from sdscratch.errors import ConfigError, DataError
 from sdscratch.prepare.contact import contact
 from sdscratch.prepare.stats import collect
 from sdscratch.prepare.stats_page import summary, write_page
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def run(cfg: DictConfig) -> None:
     """Count what `path` holds and write the page about it to `out`."""
+    if not cfg.out:
+        raise ConfigError("out is empty: expected a folder, `.` for this one")
     path = Path(cfg.path)
     counter, vae = (None, None) if cfg.model is None else _parts_of(cfg.model)
     with progress_bar("counting") as progress:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import read_json, write_json
+from sdscratch.files import FolderLock, read_json, write_json
 from sdscratch.prepare.sources import RemoteFile, Source
 
 FETCHED = "fetched.json"
@@ -54,9 +54,18 @@ class Fetch:
     def write(self) -> dict[str, Any]:
         """Fetch what is not here, check all that is new, and write fetched.json: name -> size and sha256.
 
-        Raises DataError where a file cannot be had or is not what was published, CannotWriteError for a full disk.
+        Raises DataError where a file cannot be had or is not what was published, CannotWriteError for a full disk,
+        RunFolderError while another process fetches into `out`: two that go on with one half file would spoil it.
         """
         self._make_room()
+        lock = FolderLock(self.out, "set another out=")
+        lock.take()
+        try:
+            return self._fetched()
+        finally:
+            lock.release()
+
+    def _fetched(self) -> dict[str, Any]:
         record, total = self._recorded(), sum(file.size or 0 for file in self.files)
         waiting = self.todo
         done = total - sum(file.size or 0 for file in waiting)

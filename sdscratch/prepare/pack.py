@@ -120,5 +120,5 @@ def _sample(pictures: Pictures, margin: float, on_bad: OnBad, found: Found) -> S
             ) from error
         return Dropped(found.key, "not decodable", f"{found.where}: {error}")
     sizes = {name: getattr(picture, name) for name in ("width", "height", "original_width", "original_height")}
-    record = json.dumps(found.record | sizes | {"captions": captions}, ensure_ascii=False)
+    record = json.dumps(found.record | sizes | {"captions": captions}, ensure_ascii=False, default=str)
     return found.key, {picture.suffix: picture.data, "json": record.encode(errors="replace")}
