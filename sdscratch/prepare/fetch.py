@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import FolderLock, read_json, write_json
+from sdscratch.files import LOCK, FolderLock, read_json, write_json
 from sdscratch.prepare.sources import RemoteFile, Source
 
 FETCHED = "fetched.json"
@@ -63,6 +63,7 @@ class Fetch:
         try:
             return self._fetched()
         finally:
+            (self.out / LOCK).unlink(missing_ok=True)
             lock.release()
 
     def _fetched(self) -> dict[str, Any]:
