@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 
 from sdscratch.errors import CannotWriteError, RunFolderError
 
+LOCK = ".lock"
 HALF = re.compile(r"\..+\.(\d{1,7})\.tmp")  # with the number of the process that writes it
 
 
@@ -32,14 +33,15 @@ def fingerprint_of(*paths: Path) -> str:
 class FolderLock:
     """Keeps other processes out of a folder until this one ends. Forked children do not hold it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, instead: str = "choose another name=") -> None:
+        """instead: what whoever finds it taken may do."""
+        self.folder, self.instead = folder, instead
         self._file: BinaryIO | None = None
 
     def take(self) -> None:
         """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made."""
         try:
-            self._file = (self.folder / ".lock").open("a+b")
+            self._file = (self.folder / LOCK).open("a+b", buffering=0)
         except OSError as error:
             raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
         try:
@@ -49,11 +51,14 @@ class FolderLock:
             holder = self._file.read().decode() or "unknown"
             self.release()
             raise RunFolderError(
-                f"{self.folder} is in use by process {holder}. Wait for it, or choose another name="
+                f"{self.folder} is in use by process {holder}. Wait for it, or {self.instead}"
             ) from error
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()).encode())
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()).encode())
+        except OSError as error:
+            self.release()
+            raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
 
     @property
     def is_held(self) -> bool:

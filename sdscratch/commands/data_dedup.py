@@ -15,7 +15,7 @@ SHOWN = 10
 
 def run(cfg: DictConfig) -> None:
     """Say what in `path` is a duplicate, and of what; with `out`, select what is none."""
-    path, against = Path(cfg.path), [Path(folder) for folder in cfg.against]
+    path, against = Path(cfg.path), [Path(str(folder)) for folder in cfg.against]
     with progress_bar("hashing") as progress:
         found = find_duplicates(path, against, cfg.distance, cfg.engine, cfg.workers, progress)
     if cfg.out:

@@ -19,8 +19,8 @@ from typing import IO, Any, NamedTuple
 
 from sdscratch.data.captions import record_of
 from sdscratch.data.manifest import MANIFEST, Manifest, Shard
-from sdscratch.errors import DataError
-from sdscratch.files import read_json, remove_halves, sha256_of, write_atomically, write_json
+from sdscratch.errors import CannotWriteError, DataError
+from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
 DROPPED = "dropped.jsonl"  # names what was left out, a line each; absent where nothing was
@@ -47,25 +47,46 @@ def shard_name(number: int) -> str:
 
 
 class ShardFolder:
-    """A folder of shards while it is written: shard by shard, in any sequence, by any number of processes.
+    """A folder of shards while it is written: shard by shard, in any sequence, by one job of any number of processes.
 
-    What is whole stays: a job that was stopped is begun again by `claim`, and writes what the folder has not yet.
+    What is whole stays: a job that was stopped is begun again by `claim`, and writes what the folder has not yet. The
+    process that claims it keeps other jobs out until it has finished; those that only write get a copy without the lock.
     """
 
     def __init__(self, path: Path | str, made_by: dict[str, Any]) -> None:
         """made_by: what determines the content, as plain JSON."""
         self.path = Path(path)
         self.made_by = json.loads(json.dumps(made_by))  # as it is read again
+        self._lock = FolderLock(self.path, "set another out=")
+
+    def __reduce__(self) -> tuple[type[ShardFolder], tuple[Path, dict[str, Any]]]:
+        return ShardFolder, (self.path, self.made_by)
 
     def claim(self) -> Manifest | None:
         """Mark the folder as ours to write; its manifest, where it is finished already.
 
         Raises DataError for a folder that holds, finished or not, what something else has made, and for tars of
-        another origin: neither is ever touched.
+        another origin: neither is ever touched. RunFolderError while another process writes it.
         """
+        if (manifest := self._present()) is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
+            self._lock.take()
+            manifest = self._present()  # by whoever had the lock until now
+        if manifest is not None:
+            self._tidy()
+            return manifest
+        write_json(self.path / UNFINISHED, self.made_by)
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of a damaged folder, made by the same: written anew
+        remove_halves(self.path)
+        return None
+
+    def _present(self) -> Manifest | None:
+        """The manifest, where the folder is finished; raises DataError where it is not ours."""
         made_by, marker, manifest = self.made_by, self.path / UNFINISHED, Manifest.read(self.path)
         if manifest is not None and manifest.made_by == made_by and self._is_complete(manifest):
-            self._tidy()
             return manifest
         present = manifest.made_by if manifest is not None else None
         if present is None and marker.exists():
@@ -82,9 +103,6 @@ class ShardFolder:
                 f"{self.path} already holds shards made with other settings (they differ in {', '.join(differing)}). "
                 "Delete that folder, or write to another one."
             )
-        write_json(marker, made_by)
-        (self.path / MANIFEST).unlink(missing_ok=True)  # of a damaged folder, made by the same: written anew
-        remove_halves(self.path)
         return None
 
     def has(self, name: str) -> bool:
@@ -143,9 +161,10 @@ class ShardFolder:
         return manifest
 
     def _tidy(self) -> None:
-        """Remove what only an unfinished folder needs. Another process may have written, and removed, the same."""
-        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED):
+        """Remove what only an unfinished folder needs, and let others in."""
+        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED, self.path / LOCK):
             leftover.unlink(missing_ok=True)
+        self._lock.release()
 
     def _side_car(self, name: str) -> Path:
         return self.path / f"{name}.json"

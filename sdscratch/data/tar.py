@@ -33,7 +33,7 @@ def members(path: Path) -> Iterator[Member]:
     """The plain files of an uncompressed tar (USTAR, GNU or pax names), in order, without links, devices and folders.
 
     Raises DataError naming the file and the place when a header is damaged, when the file ends too early, or when a
-    name is none that a data set should hold (other than letters, digits and `_-./ `, or with `..` in it).
+    name is none that a data set should hold (other than letters, digits and `_-./ `, with `..` in it, or absolute).
     """
     try:
         with open(path, "rb") as file:
@@ -131,10 +131,10 @@ def _members(path: Path, read: Callable[[int, int], bytes], end: int | None) -> 
             continue
         if kind in _FILE:
             found = name if name is not None else _ustar_name(header)
-            if not _NAME.fullmatch(found) or ".." in found:
+            if not _NAME.fullmatch(found) or ".." in found or found.startswith("/"):
                 raise DataError(
                     f"{path} holds a member named {found[:100]!r}. Expected up to 256 letters, digits and '_-./ ', "
-                    "without '..'. Write the shard again with other names."
+                    "without '..' and not from the root. Write the shard again with other names."
                 )
             yield Member(found.removeprefix("./"), content, length)
         elif kind not in _WITHOUT_CONTENT:

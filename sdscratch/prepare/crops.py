@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ def square_around(box: Box, size: tuple[int, int], margin: float) -> tuple[int, 
     """
     width, height = size
     inside = box.width > 0 and box.height > 0 and -box.width < box.left < width and -box.height < box.top < height
-    if not inside:
+    if not inside or not all(map(math.isfinite, box)):
         raise DataError(f"its box {tuple(round(value, 1) for value in box)} is not in the {width}x{height} picture")
     side = max(box.width, box.height) * (1 + 2 * margin)
     left, right = _span(box.left + box.width / 2, side, width)

@@ -75,6 +75,8 @@ def near(hashes: np.ndarray, distance: int) -> np.ndarray:
     Cut into distance + 1 pieces, two such hashes agree in one piece at least: only those that do are compared.
     """
     found = [np.empty((0, 2), np.int64)]
+    if not len(hashes):
+        return found[0]
     bounds = np.linspace(0, BITS, distance + 2).astype(np.uint64)
     for low, high in pairwise(bounds):
         piece = (hashes >> low) & np.uint64((1 << int(high - low)) - 1)

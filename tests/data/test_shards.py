@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -11,7 +12,8 @@ from tiny_shards import image_samples, latent_samples
 
 from sdscratch.data.manifest import MANIFEST, Manifest
 from sdscratch.data.shards import DROPPED, UNFINISHED, Dropped, ShardFolder, shard_name, write_shards
-from sdscratch.errors import CannotWriteError, DataError
+from sdscratch.errors import CannotWriteError, DataError, RunFolderError
+from sdscratch.files import LOCK
 
 MADE_BY = {"what": "noise"}
 
@@ -84,7 +86,7 @@ def test_an_interrupted_job_leaves_no_manifest_and_is_finished_by_the_next(tmp_p
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, interrupted(), MADE_BY, shard_size=5)
     shards = [shard_name(n) for n in range(3)]
-    assert sorted(contents(folder)) == sorted([*shards, *(f"{name}.json" for name in shards), UNFINISHED])
+    assert sorted(contents(folder)) == sorted([*shards, *(f"{name}.json" for name in shards), UNFINISHED, LOCK])
     with pytest.raises(DataError, match="other settings"):
         write_shards(folder, image_samples(3), {"what": "other"})
     write_shards(folder, image_samples(23), MADE_BY, shard_size=7)
@@ -135,6 +137,19 @@ def test_a_shard_of_which_everything_is_dropped_makes_no_tar(tmp_path):
         write_shards(tmp_path / "none", [Dropped("a", "too small")], MADE_BY)
 
 
+def test_a_folder_that_another_process_writes_is_refused_and_free_again_when_that_has_ended(tmp_path):
+    holds = (
+        "import sys, time; from sdscratch.data.shards import ShardFolder; "
+        f"folder = ShardFolder({str(tmp_path)!r}, {MADE_BY!r}); folder.claim(); print('claimed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        with pytest.raises(RunFolderError, match=f"in use by process {other.pid}. Wait for it, or set another out="):
+            ShardFolder(tmp_path, MADE_BY).claim()
+        other.kill()
+    assert ShardFolder(tmp_path, MADE_BY).claim() is None
+
+
 def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_one(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -167,7 +182,7 @@ def test_a_damaged_folder_is_written_anew(image_shards):
 def test_what_no_reader_takes_is_not_written(tmp_path, key, members):
     with pytest.raises(DataError, match="cannot write sample"):
         write_shards(tmp_path / "new", [(key, members)], MADE_BY)
-    assert contents(tmp_path / "new").keys() == {UNFINISHED}
+    assert contents(tmp_path / "new").keys() == {UNFINISHED, LOCK}
 
 
 def test_a_key_twice_no_samples_or_two_kinds_are_refused(tmp_path):

@@ -164,3 +164,15 @@ def test_tars_that_changed_after_they_were_adopted_are_refused(tars):
     write(tars / "b.tar", [member for n in range(20) for member in sample(f"b{n}")])
     with pytest.raises(DataError, match="b.tar has .* bytes, its manifest says"):
         Tars(tars).adopt()
+
+
+def test_a_pipe_with_the_name_of_a_tar_is_refused_not_waited_for(tars):
+    os.mkfifo(tars / "c.tar")
+    with pytest.raises(DataError, match="c.tar is no file"):
+        Tars(tars).adopt()
+
+
+def test_an_absolute_name_is_refused(tars):
+    write(tars / "c.tar", sample("/etc/c"))
+    with pytest.raises(DataError, match="holds a member named '/etc/c.png'"):
+        Tars(tars).adopt()

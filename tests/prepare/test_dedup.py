@@ -97,6 +97,10 @@ def test_all_near_pairs_are_found_and_no_others(distance):
     assert len(expected) > 0 or distance == 0
 
 
+def test_where_nothing_could_be_decoded_nothing_is_near():
+    assert len(near(np.empty(0, np.uint64), 6)) == 0
+
+
 def test_equal_hashes_and_chains_are_one_group():
     hashes = np.array([0b1111, 0, 0b0011, 0, 0xFFFF << 40], np.uint64)
     assert groups(hashes, 2).tolist() == [groups(hashes, 2)[0]] * 4 + [groups(hashes, 2)[4]]

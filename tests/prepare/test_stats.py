@@ -81,3 +81,10 @@ def test_the_verb_writes_beside_the_folder(folder, capsys):
     assert f"{folder}: 5 samples, 5 captions; {page}" in capsys.readouterr().out
     assert main(["data", "stats", f"path={folder}", f"model={folder}"]) == 2
     assert "neither a tokenizer nor a VAE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "code"), [("", 2), ("{file}/x", 4)])
+def test_a_place_that_is_none_is_refused_in_one_line(folder, tmp_path, capsys, out, code):
+    (tmp_path / "file").write_text("a file")
+    assert main(["data", "stats", f"path={folder}", f"out={out.format(file=tmp_path / 'file')}"]) == code
+    assert capsys.readouterr().err.count("\n") == 1

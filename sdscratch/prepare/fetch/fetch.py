@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import read_json, sha256_of, write_json
+from sdscratch.files import LOCK, FolderLock, read_json, sha256_of, write_json
 from sdscratch.prepare.fetch.sources import RemoteFile, Source
 
 FETCHED = "fetched.json"
@@ -50,9 +50,19 @@ class Fetch:
         """Fetch what is not here, check all that is new, and write fetched.json: name -> size and sha256.
 
         progress: called with the bytes that are there and those of all files, as far as their sizes are known.
-        Raises DataError where a file cannot be had or is not what was published, CannotWriteError for a full disk.
+        Raises DataError where a file cannot be had or is not what was published, CannotWriteError for a full disk,
+        RunFolderError while another process fetches into `out`: two that go on with one half file would spoil it.
         """
         self._make_room()
+        lock = FolderLock(self.out, "set another out=")
+        lock.take()
+        try:
+            return self._fetched(progress)
+        finally:
+            (self.out / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+    def _fetched(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
         record, total = self._recorded(), sum(file.size or 0 for file in self.files)
         waiting = self.todo
         done = total - sum(file.size or 0 for file in waiting)

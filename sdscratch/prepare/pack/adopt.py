@@ -92,6 +92,10 @@ def _tars(folder: Path) -> list[str]:
         raise DataError(f"{folder / compressed[0]} is compressed, and a shard is read in no sequence: unpack it first.")
     if below is not None:
         raise DataError(f"{below} lies below {folder}: adopt each folder of tars on its own, or move them into one.")
+    if (odd := next((name for name in names if not (folder / name).is_file()), None)) is not None:
+        raise DataError(
+            f"{folder / odd} is no file, but a folder, a pipe, or a link that leads nowhere. Move it elsewhere."
+        )
     if not names:
         raise DataError(f"no tars in {folder}: expected *.tar files of WebDataset's kind.")
     return names

@@ -83,6 +83,19 @@ class Coco:
         }
 
     def parts(self, shard_size: int) -> Sequence[Slice]:
+        try:
+            items = self._items()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"the annotations in {self.captions_file.parent} are not in COCO's format ({error!r})"
+            ) from error
+        if not items:
+            raise DataError(
+                f"{self.boxes_file} has no person of {self.min_height} of a picture's height in {self.split}"
+            )
+        return slices(items, shard_size, replace(self)._find)  # without the lists kept here: it travels
+
+    def _items(self) -> list[tuple[str, str, Box | None, dict[str, Any]]]:
         captioned = _load(self.captions_file, "images", "annotations")
         captions = defaultdict[int, list[str]](list)
         for annotation in sorted(captioned["annotations"], key=lambda fields: fields["id"]):
@@ -90,16 +103,13 @@ class Coco:
         licences = {licence["id"]: licence["name"] for licence in captioned.get("licenses", [])}
         pictures = {image["id"]: image for image in captioned["images"]}
         boxes = self._people(pictures) if self.crop == "person" else {f"{id:012d}": (id, None) for id in pictures}
-        items = [
+        if odd := next((name for image in pictures.values() if (name := image["file_name"]) != Path(name).name), None):
+            raise ValueError(f"file_name {odd!r} leads elsewhere")
+        return [
             (key, pictures[id]["file_name"], box, _record(pictures[id], captions[id], licences))
             for key in drawn([*boxes], self.limit, self.seed, "limit")
             for id, box in [boxes[key]]
         ]
-        if not items:
-            raise DataError(
-                f"{self.boxes_file} has no person of {self.min_height} of a picture's height in {self.split}"
-            )
-        return slices(items, shard_size, replace(self)._find)  # without the lists kept here: it travels
 
     def _find(self, items: Sequence[tuple[str, str, Box | None, dict[str, Any]]]) -> Iterator[Found | Dropped]:
         for key, name, box, record in items:
@@ -114,7 +124,7 @@ class Coco:
         fields = _load(self.boxes_file, "annotations", "categories")
         person = {category["id"] for category in fields["categories"] if category["name"] == "person"}
         return {
-            f"{found['image_id']:012d}-{found['id']}": (found["image_id"], Box(*found["bbox"]))
+            f"{found['image_id']:012d}-{found['id']}": (found["image_id"], Box(*map(float, found["bbox"])))
             for found in fields["annotations"]
             if found["category_id"] in person
             and not found.get("iscrowd")
@@ -132,7 +142,7 @@ def _record(image: Mapping[str, Any], captions: list[str], licences: Mapping[int
 def _load(path: Path, *sections: str) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     missing = [name for name in sections if not isinstance(fields, dict) or not isinstance(fields.get(name), list)]
     if missing:

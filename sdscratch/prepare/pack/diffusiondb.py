@@ -128,7 +128,7 @@ class Archive:
             rows = json.loads(_read(archive, table))
             names = {"p": "prompt", "se": "seed", "c": "cfg", "st": "step", "sa": "sampler"}
             return {name: {names[k]: v for k, v in row.items() if k in names} for name, row in rows.items()}
-        except (ValueError, AttributeError, DataError) as error:
+        except (ValueError, RecursionError, AttributeError, DataError) as error:
             raise DataError(f"{self.path}: {table.filename} cannot be read: {error}") from error
 
 

@@ -61,12 +61,19 @@ class Folder:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """Everything below the folder that counts, as sorted paths from it."""
+        """Everything below the folder that counts, as sorted paths from it; other files may come and go, such as shards."""
         root, found = str(require_folder(Path(self.path), "the pictures")), list[str]()
         for folder, folders, files in os.walk(root):
             folders[:] = [name for name in folders if not name.startswith(".")]
             prefix = "" if folder == root else folder[len(root) :].strip("/") + "/"
-            found += [prefix + name for name in files if is_picture(name) or name in TABLES or self._is_side_car(name)]
+            pictures = {name.rpartition(".")[0] for name in files if is_picture(name)}
+            found += [
+                prefix + name
+                for name in files
+                if is_picture(name)
+                or name in TABLES
+                or (self._is_side_car(name) and name.rpartition(".")[0] in pictures)
+            ]
         return tuple(sorted(found))
 
     def identity(self) -> dict[str, Any]:
@@ -145,9 +152,12 @@ def _read_table(path: Path) -> Iterator[dict[str, Any]]:
         elif path.suffix == ".csv":
             csv.field_size_limit(sys.maxsize)
             with open(path, encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file)
+                for row in (rows := csv.DictReader(file)):
+                    if None in row:
+                        raise ValueError(f"line {rows.line_num} has more fields than the first; put commas in quotes")
+                    yield row
         else:
             with open(path, encoding="utf-8-sig") as file:
                 yield from (json.loads(line) for line in file if line.strip())
-    except (ValueError, csv.Error, OSError) as error:  # pyarrow's are ValueErrors
+    except (ValueError, RecursionError, csv.Error, OSError) as error:  # pyarrow's are ValueErrors
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -109,6 +109,8 @@ def read_file(path: Path) -> bytes:
     """Raises DataError for what cannot be read, or is larger than any picture."""
     try:
         size = os.stat(path).st_size
+        if not path.is_file():  # to open a pipe would be to wait for ever
+            raise DataError(f"{path} is no file")
         if size > MAX_BYTES:
             raise DataError(f"{path} has {size} bytes, allowed are {MAX_BYTES}")
         return path.read_bytes()
@@ -134,5 +136,11 @@ def fingerprint_of_files(folder: Path, names: Sequence[str]) -> str:
     """Changes with any name or size. Contents are not read: that would take as long as packing them."""
     digest = hashlib.sha256()
     for name in names:
-        digest.update(f"{name} {(folder / name).stat().st_size}\n".encode(errors="surrogateescape"))
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise DataError(
+                f"{folder / name} cannot be read: {error.strerror or error}. Is it a link to nowhere?"
+            ) from error
+        digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

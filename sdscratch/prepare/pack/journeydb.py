@@ -111,7 +111,7 @@ class Archive:
                 fields = json.loads(line)
                 name, prompt = str(fields["img_path"]).removeprefix("./"), fields.get("prompt")
                 caption = (fields.get("Task2") or {}).get("Caption")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"{self.annotations}, line {number} is no annotation of JourneyDB's: {error!r}"
                 ) from error

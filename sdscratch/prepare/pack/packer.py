@@ -116,7 +116,7 @@ def _sample(form: Form, margin: float, on_bad: OnBad, found: Found) -> Sample | 
                 "Mend it, or set on_bad=quarantine to leave such pictures out."
             ) from refused
         return Dropped(found.key, refused.reason, f"{found.where}: {refused.detail}")
-    record = json.dumps(found.record | picture.known() | {"captions": captions}, ensure_ascii=False)
+    record = json.dumps(found.record | picture.known() | {"captions": captions}, ensure_ascii=False, default=str)
     return found.key, {picture.suffix: picture.data, "json": record.encode(errors="replace")}
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 CONTEXT = 77  # tokens that CLIP reads
 CONCEPTS = 30
 COLUMNS = 8
+LONGEST_WORD = 24  # characters that are shown: the panel has to stay wider than its labels
 
 
 def write_page(out: Path, title: str, stats: Stats, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Path:
     """Write report.html, overview.png, contact.png (where there are pictures) and stats.json into `out`. Returns the page."""
-    out.mkdir(parents=True, exist_ok=True)
     figure = draw_overview(stats)
     write_atomically(out / "overview.png", lambda file: figure.savefig(file, format="png", dpi=110))
     if pictures:
@@ -100,7 +100,7 @@ def draw_overview(stats: Stats) -> Figure:
     length.set_xlabel(f"{unit} in a caption")
     length.set_ylabel("captions")
     top = stats.concepts.most_common(CONCEPTS)[::-1]
-    words.barh([word for word, _ in top], [100 * times / max(1, stats.samples) for _, times in top])
+    words.barh([word[:LONGEST_WORD] for word, _ in top], [100 * times / max(1, stats.samples) for _, times in top])
     words.tick_params(axis="y", labelsize=7)
     words.set_xlabel("% of samples with the word")
     return figure

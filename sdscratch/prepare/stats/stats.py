@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdscratch.data import latents
 from sdscratch.data.captions import captions_of, record_of
-from sdscratch.data.images import image_member
+from sdscratch.data.images import FORMATS, image_member
 from sdscratch.data.index import ShardIndex
 from sdscratch.errors import DataError
 from sdscratch.prepare.engine import Engine, map_shards
@@ -105,7 +105,7 @@ def _size(members: Mapping[str, bytes], record: Mapping[str, Any]) -> tuple[int,
         size = record.get("width"), record.get("height")
         return size if isinstance(size[0], int) and isinstance(size[1], int) else (0, 0)  # type: ignore[return-value]
     try:
-        with Image.open(io.BytesIO(image_member(members))) as image:
+        with Image.open(io.BytesIO(image_member(members)), formats=FORMATS) as image:
             return image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError("the picture cannot be read") from error

@@ -36,7 +36,14 @@ def test_the_square_around_a_box_lies_in_the_picture(box, margin, square):
 
 
 @pytest.mark.parametrize(
-    "box", [Box(100, 0, 10, 10), Box(-10, 0, 10, 10), Box(0, 0, 0, 10), Box(0, float("nan"), 5, 5)]
+    "box",
+    [
+        Box(100, 0, 10, 10),
+        Box(-10, 0, 10, 10),
+        Box(0, 0, 0, 10),
+        Box(0, float("nan"), 5, 5),
+        Box(0, 0, 5, float("inf")),
+    ],
 )
 def test_a_box_outside_its_picture_is_refused(box):
     with pytest.raises(DataError, match="is not in the 100x120 picture"):
@@ -171,3 +178,26 @@ def test_the_real_people_are_cut_out(tmp_path, data_pack):
     )
     whole = Packer(Form(size=64)).pack(Coco(raw, crop="none", limit=10, **settings), tmp_path / "whole")
     assert whole.total == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found["images"][0].update(file_name="../../elsewhere.jpg"),
+        lambda found: found["images"][0].update(file_name="/elsewhere.jpg"),
+        lambda found: found["images"][0].pop("file_name"),
+        lambda found: found["annotations"][0].pop("image_id"),
+        lambda found: found.update(images=["a"]),
+    ],
+)
+def test_annotations_that_lead_elsewhere_or_are_none_of_cocos_are_refused(tmp_path, change):
+    (tmp_path / "train2017").mkdir()
+    (tmp_path / "annotations").mkdir()
+    found = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "a caption"}],
+    }
+    change(found)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(found))
+    with pytest.raises(DataError, match="not in COCO's format"):
+        Coco(tmp_path, crop="none").parts(10)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -141,3 +142,41 @@ def test_every_real_picture_is_stored_or_falls_with_a_reason(tmp_path, data_pack
     assert all(min(record["width"], record["height"]) <= 64 for record in records(tmp_path / "out").values())
     stored = samples(tmp_path / "out")
     assert all(captions_of(members, json.loads(members["json"])) == ["a picture"] for members in stored.values())
+
+
+def test_shards_that_are_written_among_the_pictures_are_none_of_the_collection(tmp_path):
+    folder = write_files(tmp_path, {"a.jpg": picture(), "a.txt": "a caption"})
+    first = Packer(Form()).pack(Folder(folder, "test"), folder)
+    assert Packer(Form()).pack(Folder(folder, "test"), folder) == first
+
+
+def test_fields_that_json_has_not_are_kept_as_text(tmp_path):
+    folder = write_files(tmp_path / "raw", {"a.jpg": picture()})
+    table = pa.table({"file_name": ["a.jpg"], "text": ["a caption"], "seen": pa.array([0], pa.timestamp("s"))})
+    pa.parquet.write_table(table, folder / "metadata.parquet")
+    Packer(Form()).pack(Folder(folder, "test"), tmp_path / "out")
+    assert records(tmp_path / "out")["a"]["seen"] == "1970-01-01 00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metadata.csv", "file_name,text\na.jpg,a red car, on a road\n", "more fields than the first"),
+        ("metadata.jsonl", "[" * 100_000, "cannot be read"),
+    ],
+)
+def test_tables_that_would_lose_captions_or_cannot_be_read_are_refused(tmp_path, name, content, said):
+    with pytest.raises(DataError, match=said):
+        pack(tmp_path, {"a.jpg": picture(), name: content})
+
+
+def test_links_to_nowhere_and_pipes_are_refused_by_name(tmp_path):
+    folder = write_files(tmp_path / "raw", {"a.jpg": picture(), "a.txt": "a caption"})
+    (folder / "b.jpg").symlink_to("nowhere")
+    with pytest.raises(DataError, match="b.jpg cannot be read"):
+        Packer(Form()).pack(Folder(folder, "test"), tmp_path / "out")
+    (folder / "b.jpg").unlink()
+    os.mkfifo(folder / "b.jpg")
+    (folder / "b.txt").write_text("a caption")
+    with pytest.raises(DataError, match="b.jpg is no file"):
+        Packer(Form()).pack(Folder(folder, "test"), tmp_path / "out")
