@@ -27,6 +27,7 @@ def run(cfg: DictConfig) -> None:
         raise DataError(
             f"{cfg.path} is not as it was written: {named}. Restore these files, or write the folder again."
         )
+    known = f", but for {verdict.known_bad} that were named when they were adopted" if verdict.known_bad else ""
     dropped = f", {verdict.dropped} fell when they were written" if verdict.dropped else ""
     std = "" if verdict.std is None else f", latents of standard deviation {verdict.std:.4g} before scaling"
-    print(f"{cfg.path}: {verdict.samples} samples in {verdict.shards} shards are whole{dropped}{std}")
+    print(f"{cfg.path}: {verdict.samples} samples in {verdict.shards} shards are whole{known}{dropped}{std}")

@@ -24,6 +24,9 @@ from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_o
 
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
 DROPPED = "dropped.jsonl"  # names what was left out, a line each; absent where nothing was
+BAD = (
+    "bad.jsonl"  # of adopted tars: names the samples in them that are no use, a line each; absent where there are none
+)
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "txt", "json", "latent.npy", "text.npy")
 
 KEY = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from sdscratch.data.images import image_member, open_image
 from sdscratch.data.index import ShardIndex, samples_of
 from sdscratch.data.manifest import MANIFEST, Kind, Manifest, Shard
 from sdscratch.data.selection import Selection
-from sdscratch.data.shards import DROPPED, Members
+from sdscratch.data.shards import BAD, DROPPED, Members
 from sdscratch.errors import DataError
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.moments import Moments
@@ -55,13 +56,14 @@ class Found:
 class Verdict:
     """What a folder turned out to hold.
 
-    shards, samples: how many were read. dropped: samples that were left out, as the manifest counts them. std: of the
-    latents, unscaled; None of images.
+    shards, samples: how many were read. dropped: samples that were left out, as the manifest counts them. known_bad:
+    those in adopted tars that are no use, as was said when they were adopted. std: of the latents, unscaled; None of images.
     """
 
     shards: int
     samples: int
     dropped: int
+    known_bad: int
     std: float | None
     problems: list[Problem]
 
@@ -96,13 +98,14 @@ def verify(
     found.sort(key=lambda shard: shard.shard)
 
     problems = [Problem(name, "", "it is not in the manifest") for name in extra]
-    problems += [problem for shard in found for problem in shard.problems]
+    known = _known_bad(folder)
+    problems += [problem for shard in found for problem in shard.problems if problem[:2] not in known]
     problems += [*_twice(found), *_unlike(found), *_uncounted(folder, manifest)]
     usual = _usual_shape(found)
     moments = sum((shard.moments for shard in found if shard.moments.shape == usual), Moments())
     std = moments.std if moments.samples else None
     samples = sum(len(shard.keys) for shard in found)
-    return Verdict(len(found), samples, sum(manifest.dropped.values()), std, problems)
+    return Verdict(len(found), samples, sum(manifest.dropped.values()), len(known), std, problems)
 
 
 def _read(folder: Path, kind: Kind, decode: bool, expected: Shard) -> Found:
@@ -175,6 +178,18 @@ def _unlike(found: list[Found]) -> Iterator[Problem]:
 def _usual_shape(found: list[Found]) -> tuple[int, ...]:
     shapes = Counter(shard.moments.shape for shard in found if shard.moments.samples)
     return shapes.most_common(1)[0][0] if shapes else ()
+
+
+def _known_bad(folder: Path) -> set[tuple[str, str]]:
+    """(shard, key) of the samples that `data pack kind=webdataset on_bad=quarantine` has named."""
+    path = folder / BAD
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return {(sample["shard"], sample["key"]) for sample in map(json.loads, lines)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is damaged ({error!r}). Delete it and {MANIFEST}, and adopt the folder again."
+        ) from error
 
 
 def _uncounted(folder: Path, manifest: Manifest) -> Iterator[Problem]:

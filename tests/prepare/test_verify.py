@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from tiny_shards import encode, image_samples, latent_samples, picture, record
 
+from sdscratch.cli import main
 from sdscratch.data import latents
 from sdscratch.data.manifest import MANIFEST, Manifest
-from sdscratch.data.shards import DROPPED, Dropped, write_shards
+from sdscratch.data.shards import BAD, DROPPED, Dropped, write_shards
 from sdscratch.errors import DataError
 from sdscratch.prepare.moments import Moments
+from sdscratch.prepare.pack.adopt import Tars
 from sdscratch.prepare.select import select
 from sdscratch.prepare.verify import verify
 
@@ -114,6 +116,21 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path, images):
         verify(images)
     with pytest.raises(DataError, match="no manifest.json"):
         verify(tmp_path / "nowhere")
+
+
+def test_bad_samples_that_were_named_when_their_tars_were_adopted_are_no_damage(tmp_path):
+    good = dict(image_samples(4))
+    write_shards(tmp_path, (good | {"000002": {"png": b"no picture", "txt": b"a"}}).items(), {})
+    (tmp_path / MANIFEST).unlink()
+    Tars(tmp_path).adopt(on_bad="quarantine")
+    verdict = verify(tmp_path)
+    assert (verdict.problems, verdict.samples, verdict.known_bad) == ([], 4, 1)
+    assert main(["data", "verify", f"path={tmp_path}"]) == 0
+    (tmp_path / BAD).unlink()
+    assert said(tmp_path)[0].startswith("00000.tar: 000002: the image is none of")
+    (tmp_path / BAD).write_text("[]\n")
+    with pytest.raises(DataError, match="bad.jsonl is damaged"):
+        verify(tmp_path)
 
 
 def test_of_a_selection_the_folder_it_selects_from_is_read(images, tmp_path):

@@ -16,13 +16,12 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.images import image_member, open_image
 from sdscratch.data.index import OpenFiles, ShardIndex
 from sdscratch.data.manifest import Manifest, Shard
-from sdscratch.data.shards import SUFFIXES, UNFINISHED, Members
+from sdscratch.data.shards import BAD, SUFFIXES, UNFINISHED, Members
 from sdscratch.errors import DataError, check_choice
 from sdscratch.files import read_json, remove_halves, sha256_of, write_atomically, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import MAX_BYTES, require_folder
 
-BAD = "bad.jsonl"  # names the samples that are no use, a line each; absent where there are none
 _NOTES = ".adoption"  # what was found in each tar, until all are done
 
 
