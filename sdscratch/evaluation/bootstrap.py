@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,20 +28,28 @@ def mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
-def estimate(statistic: Callable[..., float], *samples: Tensor, replicates: int, seed: int = 0) -> Estimate:
-    """The statistic of `samples`, tensors with a row per sample, each resampled by itself `replicates` times; 0: no interval.
+def estimate(
+    statistic: Callable[..., float], *samples: Tensor, replicates: int, paired: bool = False, seed: int = 0
+) -> Estimate:
+    """The statistic of `samples`, tensors with a row per sample, resampled `replicates` times; 0: no interval.
 
     The replicates' quantiles are moved so that their mean is the value: resampling repeats pictures, which by itself raises
     distances between sets such as FID. Counted are the rows of the last tensor.
+    paired: rows of the same number belong together, and are resampled so; else each tensor is by itself.
     """
     value, number = statistic(*samples), len(samples[-1])
     if not replicates:
         return Estimate(value, None, None, number)
     draw = np.random.Generator(np.random.Philox(key(seed, "bootstrap", 0)))
-    found = np.array([statistic(*(_resampled(s, draw) for s in samples)) for _ in range(replicates)])
+    found = np.array([statistic(*_resampled(samples, draw, paired)) for _ in range(replicates)])
     low, high = value - found.mean() + np.quantile(found, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Estimate(value, float(low), float(high), number)
 
 
-def _resampled(sample: Tensor, draw: np.random.Generator) -> Tensor:
-    return sample[torch.from_numpy(draw.integers(len(sample), size=len(sample)))]
+def _resampled(samples: Sequence[Tensor], draw: np.random.Generator, paired: bool) -> list[Tensor]:
+    sizes = [len(sample) for sample in samples]
+    if paired:
+        rows = [draw.integers(sizes[0], size=sizes[0])] * len(sizes)
+    else:
+        rows = [draw.integers(size, size=size) for size in sizes]
+    return [sample[torch.from_numpy(chosen)] for sample, chosen in zip(samples, rows, strict=True)]

@@ -37,9 +37,9 @@ def fid(real: Tensor, drawn: Tensor) -> float:
     return float(metric.compute())
 
 
-def fid_estimate(real: Tensor, drawn: Tensor, replicates: int) -> Estimate:
-    """FID with its interval, which ends at 0 at the latest."""
-    found = estimate(fid, real, drawn, replicates=replicates)
+def fid_estimate(real: Tensor, drawn: Tensor, replicates: int, paired: bool = False) -> Estimate:
+    """FID with its interval, which ends at 0 at the latest. paired: as in `estimate`."""
+    found = estimate(fid, real, drawn, replicates=replicates, paired=paired)
     return found if found.low is None else found._replace(low=max(0.0, found.low))
 
 

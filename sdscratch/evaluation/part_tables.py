@@ -108,7 +108,7 @@ def autoencoder_table(
     }
     rows = [Row.of(name, estimate(mean, values, replicates=replicates)) for name, values in each.items()]
     if len(real) >= LEAST:
-        rows.append(Row.of("FID of reconstructions", fid_estimate(originals, remains, replicates)))
+        rows.append(Row.of("FID of reconstructions", fid_estimate(originals, remains, replicates, paired=True)))
     note = "PSNR and SSIM are means over pictures; the distance of features is 1 - their cosine, lower is more alike."
     return Table("Reconstructions of the VAE", {**protocol, "N": len(real)}, rows, note)
 

@@ -21,9 +21,10 @@ from sdscratch.evaluation.shapes_judge import ATTRIBUTES, judge
 def distribution_table(
     real: Tensor, drawn: Tensor, logits: Tensor | None, protocol: Mapping[str, Any], replicates: int
 ) -> Table:
-    """FID, KID, precision and recall of two sets of features, (N, D) and (M, D); IS of the drawn ones' class logits, if any.
+    """FID, KID, precision and recall of features (N, D) of real pictures and of those drawn for the captions of the same.
 
-    Beside them FID and KID of the real pictures' two halves: what a perfect model would have with half as many.
+    Beside them FID and KID of the real pictures' two halves: what other real pictures would have, half as many. logits: of
+    the drawn ones' classes, for the Inception score. Raises ConfigError for fewer than LEAST pictures.
     """
     if min(len(real), len(drawn)) < LEAST:
         raise ConfigError(
@@ -32,9 +33,9 @@ def distribution_table(
         )
     halves = real[0::2], real[1::2]
     rows = [
-        Row.of("FID", fid_estimate(real, drawn, replicates)),
+        Row.of("FID", fid_estimate(real, drawn, replicates, paired=True)),
         Row.of("FID of two halves of the real", fid_estimate(*halves, replicates)),
-        Row.of("KID x 1000", estimate(_kid, real, drawn, replicates=replicates)),
+        Row.of("KID x 1000", estimate(_kid, real, drawn, replicates=replicates, paired=True)),
         Row.of("KID x 1000 of two halves of the real", estimate(_kid, *halves, replicates=replicates)),
         Row.of("precision", estimate(mean, covered(drawn, by=real), replicates=replicates)),
         Row.of("recall", estimate(mean, covered(real, by=drawn), replicates=replicates)),
@@ -43,7 +44,8 @@ def distribution_table(
         rows.append(Row.of("Inception score", estimate(inception_score, logits, replicates=replicates)))
     note = (
         "FID falls with the number of pictures alone: compare it between tables of the same N and feature network only. The "
-        "halves of the real pictures are half as many, so their FID is above the least that can be reached."
+        "halves of the real pictures are half as many, and show other captions. Drawn ones share theirs with the real ones, "
+        "which alone brings FID below that of other real pictures, and KID below 0."
     )
     return Table("Drawn against real pictures", dict(protocol), rows, note)
 

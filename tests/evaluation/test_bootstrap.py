@@ -26,6 +26,12 @@ def test_the_same_samples_give_the_same_interval_and_no_replicates_none():
     assert estimate(mean, values, replicates=0) == (4.5, None, None, 10)
 
 
+def test_pairs_stay_together():
+    a = torch.randn(100, generator=torch.Generator().manual_seed(3))
+    found = estimate(lambda x, y: mean(x - y), a, a + 1, replicates=50, paired=True)
+    assert (found.low, found.value, found.high) == pytest.approx((-1, -1, -1), abs=1e-6)
+
+
 def test_several_samples_are_resampled_apart():
     a, b = torch.randn(2, 300, generator=torch.Generator().manual_seed(2))
     found = estimate(lambda x, y: mean(x) - mean(y), a, b, replicates=500)
