@@ -156,7 +156,7 @@ class TextToImage:
                 f"latents are {tuple(latents.shape)}; {len(prompts)} prompts and size={size} need {shape}"
             )
         run_sampler = self._sampler(sampler or self.defaults.sampler, eta)
-        network = self._network(weights)
+        network = self.network(weights)
         if scale != 1 and self.defaults.caption_dropout == 0:
             warnings.warn(
                 f"guidance_scale={scale}, but this model was trained without caption dropout: it never learnt what to "
@@ -201,7 +201,8 @@ class TextToImage:
             raise ConfigError(f"eta={eta} is for sampler=ddim; {name} has none")
         return partial(sampler, eta=eta) if sampler is ddim else sampler
 
-    def _network(self, weights: Weights) -> nn.Module:
+    def network(self, weights: Weights) -> nn.Module:
+        """The UNet with these weights. Raises ConfigError where there are none of that kind."""
         if weights == "ema":
             return self.unet
         if weights != "raw":

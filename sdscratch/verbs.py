@@ -215,4 +215,20 @@ will do, and any model folder, or run of stage=autoencoder.""",
             "sdscratch sample batch=prompts.txt out=pictures",
         ),
     ),
+    "evaluate": Verb(
+        "evaluate",
+        "evaluate",
+        "Measure a model: loss, FID, CLIP score, prompts by category, its VAE and CLIP; writes a page. Again: goes on.",
+        (
+            "sdscratch evaluate",
+            "sdscratch evaluate model=runs/try1 suite=captions path=data/images/val",
+            "sdscratch evaluate model=runs/x suite=partiprompts suite.path=PartiPrompts.tsv clip=openai/clip-vit-base-patch32",
+        ),
+    ),
+    "evaluate compare": Verb(
+        "evaluate_compare",
+        "evaluate_compare",
+        "Put several evaluations side by side on one page, and say where their protocols differ.",
+        ("sdscratch evaluate compare evaluations=[evaluations/a,evaluations/b]",),
+    ),
 }
