@@ -56,4 +56,4 @@ class RealPictures:
             raise DataError(
                 f"{self.index.where(row)} has no caption. Leave such samples out with `sdscratch data select`"
             )
-        return choose(found, uniform(CHOICE, "evaluation caption", row))
+        return found[choose(found, uniform(CHOICE, "evaluation caption", row))]
