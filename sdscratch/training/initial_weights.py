@@ -18,7 +18,7 @@ from sdscratch.errors import ConfigError, DataError, RunFolderError
 from sdscratch.interop.diffusers_folder import find_model_folder, read_about
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.weights import misfits
+from sdscratch.models.weights import misfits
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 

@@ -23,7 +23,7 @@ from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
 from sdscratch.training.injection import disturb
 from sdscratch.training.optim import parameter_groups
-from sdscratch.training.weights import misfits
+from sdscratch.models.weights import misfits
 
 if TYPE_CHECKING:
     from sdscratch.training.guards import Guard
