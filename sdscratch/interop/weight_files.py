@@ -62,15 +62,20 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], where: str, partial:
     partial: take what fits, leave the rest of the network as it is, and return what did not fit, one line per kind.
     Raises DataError that names tensors which are missing, unexpected, of another shape, or not finite.
     """
-    problems = misfits(weights, network)
+    expected = network.state_dict()
+    problems = misfits(weights, expected)
     if problems and not partial:
         raise DataError(f"{where} does not fit: {'; '.join(problems)}. partial=true takes what does")
-    expected = network.state_dict()
     fitting = {name: w for name, w in weights.items() if name in expected and w.shape == expected[name].shape}
     if not fitting:
         raise DataError(f"{where} does not fit: none of its {len(weights)} tensors has a place in this network")
-    for name, weight in fitting.items():
-        if not bool(torch.isfinite(weight).all()):
-            raise DataError(f"{where}: {name} is not finite. The file is damaged, or its training had diverged")
+    check_finite(fitting, where)
     network.load_state_dict(fitting, strict=False)
     return problems
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises DataError that names the first tensor with a number that is none."""
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise DataError(f"{where}: {name} is not finite. The file is damaged, or its training had diverged")
