@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class Verb(NamedTuple):
     """module: below sdscratch.commands. config: below conf/; None for verbs that take a run instead: `VERB RUN`.
 
-    arguments, about_them: for its help, where no configuration says what it takes.
+    named: the keys that plain words stand for, one after the other. arguments, about_them: for its help, where no
+    configuration says what it takes.
     """
 
     module: str
@@ -39,6 +40,7 @@ class Verb(NamedTuple):
     examples: tuple[str, ...]
     arguments: str = "[key=value ...]"
     about_them: str = ""
+    named: tuple[str, ...] = ()
 
 
 VERBS = {
@@ -237,6 +239,18 @@ will do, and any model folder, or run of stage=autoencoder.""",
             "sdscratch sample batch=prompts.txt out=pictures",
         ),
     ),
+    "import": Verb(
+        "import_model",
+        "import",
+        "Make a model folder of a model made elsewhere: a diffusers folder, one file of SD 1.x, the released sd_epoch_042.pt.",
+        (
+            "sdscratch import downloads/sd_epoch_042.pt models/released",
+            "sdscratch import hf:OWNER/NAME/model.safetensors models/name",
+            "sdscratch import model.safetensors models/mine configs=models/other partial=true",
+        ),
+        "SOURCE OUT [key=value ...]",
+        named=("path", "out"),
+    ),
 }
 
 CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")
@@ -335,7 +349,7 @@ def _run(name: str, words: list[str]) -> None:
 
     from sdscratch import config
 
-    overrides = config.quoted(verb.config, options.overrides)
+    overrides = config.quoted(verb.config, _with_names(options.overrides, verb.named))
     if options.config_dir:
         overrides.append(_search_in(options.config_dir))
         if verb.config == "curriculum":  # its phases are composed apart
@@ -357,6 +371,12 @@ def _run(name: str, words: list[str]) -> None:
         if name != "doctor":  # it fills in what a run would have to say
             _check(name, verb, cfg)
         import_module(f"sdscratch.commands.{verb.module}").run(cfg)
+
+
+def _with_names(words: list[str], names: tuple[str, ...]) -> list[str]:
+    """Plain words as values of `names`, in that order; overrides as they are."""
+    left = iter(names)
+    return [word if "=" in word or word.startswith("~") else f"{next(left, '')}={word}".lstrip("=") for word in words]
 
 
 def _check(name: str, verb: Verb, cfg: DictConfig) -> None:

@@ -109,6 +109,20 @@ def save_model_folder(
         raise CannotWriteError(f"cannot write {folder}: {error}. Free some space or choose another folder.") from error
 
 
+def save_model(folder: Path, model: Model, more: Callable[[Path], object] = lambda folder: None) -> None:
+    """Write a whole model, as save_model_folder does."""
+    save_model_folder(
+        folder,
+        unet=model.unet,
+        vae=model.encoders.vae,
+        text=model.encoders.text,
+        noise_schedule=model.noise_schedule,
+        prediction_type=model.prediction_type,
+        about=model.about,
+        more=more,
+    )
+
+
 def write_settings(
     folder: Path,
     unet_config: Mapping[str, Any],
@@ -164,16 +178,21 @@ def load_model_folder(folder: Path) -> Model:
     vae = load_vae(str(folder))
     with reading(folder / "tokenizer"):
         text = load_text_encoder([], str(folder))
-    encoders = FrozenEncoders(vae, text)
-    for name, expected in encoders.unet_sizes.items():
-        if unet.config[name] != expected:
-            raise DataError(
-                f"{folder}: {name} of its unet is {unet.config[name]}, but its vae and text_encoder need {expected}: they "
-                "are not of one model"
-            )
+    model = Model(unet.eval(), FrozenEncoders(vae, text), noise_schedule, prediction_type, about)
+    check_sizes(model, str(folder))
     if not isinstance(vae.config.scaling_factor, (int, float)):
         raise DataError(f"{folder / 'vae'} has the scaling_factor {vae.config.scaling_factor}; expected a number")
-    return Model(unet.eval(), encoders, noise_schedule, prediction_type, about)
+    return model
+
+
+def check_sizes(model: Model, where: str) -> None:
+    """Raise DataError, which begins with `where`, unless the UNet is one for these encoders."""
+    for name, expected in model.encoders.unet_sizes.items():
+        if model.unet.config[name] != expected:
+            raise DataError(
+                f"{where}: {name} of its unet is {model.unet.config[name]}, but its vae and text_encoder need {expected}: "
+                "they are not of one model"
+            )
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def _built(configs: Path | None, tokenizer: Callable[[], CLIPTokenizer] | None, 
         unet_config, vae_config, text_config = SD1X_UNET, SD1X_VAE, SD1X_TEXT
         rescaled = ZERO_TERMINAL_SNR in tensors
         spacing = {"timestep_spacing": "trailing"} if rescaled else {"timestep_spacing": "leading", "steps_offset": 1}
-        schedule = NoiseSchedule(rescale_zero_terminal_snr=rescaled, **spacing)  # type: ignore[arg-type]
+        schedule = NoiseSchedule(rescale_zero_terminal_snr=rescaled, **spacing)
         prediction_type: PredictionType = "v_prediction" if V_PREDICTION in tensors else "epsilon"
         read_tokens = tokenizer
     else:
