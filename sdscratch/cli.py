@@ -251,6 +251,18 @@ will do, and any model folder, or run of stage=autoencoder.""",
         "SOURCE OUT [key=value ...]",
         named=("path", "out"),
     ),
+    "export": Verb(
+        "export",
+        "export",
+        "Write a model for other programs: a diffusers folder, or one file as for Stable Diffusion 1.x, with a model card.",
+        (
+            "sdscratch export runs/try1 exports/try1 dtype=fp16",
+            "sdscratch export runs/try1 exports/try1.safetensors format=single_file",
+            "sdscratch export runs/try1 exports/try1 push=OWNER/NAME",
+        ),
+        "MODEL OUT [key=value ...]",
+        named=("model", "out"),
+    ),
 }
 
 CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")

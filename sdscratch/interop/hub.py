@@ -37,19 +37,25 @@ def fetch(source: str) -> Path:
 
 def push(path: Path, repository: str) -> str:
     """Upload a folder, or a file, to OWNER/NAME, which is made (private) if it is not there. Returns its address."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise ConfigError(f"push={repository} is no repository: expected OWNER/NAME")
+    check_repository(repository)
     api = HfApi()
 
     def upload() -> str:
         address = api.create_repo(repository, private=True, exist_ok=True)
         if path.is_dir():
-            api.upload_folder(folder_path=path, repo_id=repository)
+            inside = path.name if path.suffix == ".configs" else None
+            api.upload_folder(folder_path=path, path_in_repo=inside, repo_id=repository)
         else:
             api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repository)
         return str(address)
 
     return _asked(f"push={repository}", upload)
+
+
+def check_repository(name: str) -> None:
+    """Raise ConfigError unless it is OWNER/NAME."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"push={name} is no repository: expected OWNER/NAME")
 
 
 def _asked(what: str, call: Callable[[], Result]) -> Result:

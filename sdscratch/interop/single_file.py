@@ -19,9 +19,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
-from sdscratch.files import replace_folder, write_atomically
+from sdscratch.files import replace_folder, write_atomically, write_json
 from sdscratch.interop import compvis_keys
-from sdscratch.interop.diffusers_folder import Model, read_about, read_settings, reading, write_settings
+from sdscratch.interop.diffusers_folder import ABOUT, Model, read_about, read_settings, reading, write_settings
 from sdscratch.interop.schedulers import schedule_of
 from sdscratch.interop.weight_files import check_finite, tensors_of
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder
@@ -117,6 +117,7 @@ def write_single_file(
             model.encoders.vae.save_config(folder / "vae")
             model.encoders.text.model.config.save_pretrained(folder / "text_encoder")
         save_tokenizer(model.encoders.text.tokenizer, folder / "tokenizer")
+        write_json(folder / ABOUT, model.about)
         more(folder)
 
     try:
