@@ -23,6 +23,7 @@ from sdscratch.data import check_resolution, to_pil
 from sdscratch.diffusion import Denoiser, FlowSchedule, NoiseSchedule, PredictionType, ddim, get_sampler, guided
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
+from sdscratch.interop.model_file import ModelFile
 from sdscratch.interop.raw_weights import raw_weights
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
 from sdscratch.run_folder import RunFolder
@@ -81,9 +82,13 @@ class TextToImage:
     def from_pretrained(cls, model: str | Path, device: str | None = None) -> TextToImage:
         """Read a finished run, a model folder (ours, or any StableDiffusionPipeline of SD 1.x kind), or a cached hub id.
 
+        Or one file as `sdscratch import` takes them, of the averaged weights, with what is beside it and in the hub's cache.
+
         device: None means the GPU where there is one. Raises DataError when there is no model or it is damaged.
         """
-        unet, encoders, noise_schedule, prediction_type, about = load_model_folder(find_model_folder(model))
+        is_file = Path(model).is_file()
+        found = ModelFile(Path(model)).load() if is_file else load_model_folder(find_model_folder(model))
+        unet, encoders, noise_schedule, prediction_type, about = found
         known = {field.name for field in fields(SamplingDefaults)}
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
         side = unet.config["sample_size"] or 64  # as diffusers takes null

@@ -54,11 +54,9 @@ class ModelFile:
             model, left_out = read_single_file(
                 content, str(self.path), self.weights, configs, self._tokenizer, self.partial
             )
-            for line in left_out:
-                say(line)
             kind = "single_file"
         elif is_released(content):
-            unet = released_unet(content, str(self.path), self.weights, self.heads, self.partial)
+            unet, left_out = released_unet(content, str(self.path), self.weights, self.heads, self.partial)
             text = load_text_encoder([], self.text_encoder, use_attention_mask=True)  # as it was trained
             encoders = FrozenEncoders(load_vae(self.vae), text)
             size = RELEASED_SIDE * downsampling_factor(encoders.vae)
@@ -70,6 +68,8 @@ class ModelFile:
                 "model.diffusion_model), or the released sd_epoch_042.pt (unet_state_dict). It holds "
                 f"{', '.join(map(str, list(content)[:5])) or 'nothing'}. A run is no file: use RUN or RUN/model"
             )
+        for line in left_out:
+            say(line)
         check_sizes(model, str(self.path))
         origin = {"file": self.path.name, "kind": kind}
         return model._replace(about={**model.about, "weights": self.weights, "imported": origin})

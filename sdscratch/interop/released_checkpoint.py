@@ -31,20 +31,20 @@ def load_released_checkpoint(
     are read off the shapes. partial: leave out what does not fit, and leave at its random start what is missing.
     Raises DataError where the file is damaged or holds another network, ConfigError for settings that cannot be.
     """
-    return released_unet(read_weight_file(Path(path)), str(path), weights, heads, partial)
+    return released_unet(read_weight_file(Path(path)), str(path), weights, heads, partial)[0]
 
 
 def released_unet(
     content: Mapping[str, Any], where: str, weights: Weights = "ema", heads: int = 8, partial: bool = False
-) -> ReleasedUNet:
-    """The same of what is in the file. where: how messages begin."""
+) -> tuple[ReleasedUNet, list[str]]:
+    """The same of what is in the file, and what of it was left out (nothing, unless `partial`). where: how messages begin."""
     if weights not in ("ema", "raw"):
         raise ConfigError(f"weights={weights!r} is unknown; expected ema or raw")
     check_whole("heads", heads)
     tensors = _chosen(content, where, weights)
     network = ReleasedUNet(**_sizes(tensors, where), num_attention_heads=heads)
-    fill(network, tensors, where, partial)
-    return network.eval()
+    left_out = fill(network, tensors, where, partial)
+    return network.eval(), left_out
 
 
 def is_released(content: Mapping[str, Any]) -> bool:

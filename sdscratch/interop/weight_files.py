@@ -50,10 +50,19 @@ def tensors_of(content: object, where: str) -> dict[str, Tensor]:
     """`content`, which has to be tensors by name. Raises DataError that begins with `where`."""
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise DataError(f"{where} holds a {type(content).__name__}, expected tensors by their names")
-    odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
+    odd = next((name for name, value in content.items() if not _is_plain(value)), None)
     if odd is not None:
-        raise DataError(f"{where}: {odd} is a {type(content[odd]).__name__}, expected a tensor")
+        raise DataError(f"{where}: {odd} is a {type(content[odd]).__name__}, expected a dense tensor of real numbers")
     return dict(content)
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], where: str, partial: bool = False) -> list[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdscratch.cli import main
 from sdscratch.commands.train import train
+from sdscratch.diffusion import NoiseSchedule
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
 from sdscratch.interop.single_file import configs_beside, write_single_file
 from sdscratch.models import ReleasedUNet
@@ -89,6 +92,35 @@ def test_a_single_file_comes_back_with_the_configs_beside_it(tiny_run, tmp_path)
     assert found.prediction_type == model.prediction_type
 
 
+def test_a_file_is_a_model_by_itself(tiny_run, tmp_path):
+    """Without an import."""
+    write_single_file(tmp_path / "a.safetensors", load_model_folder(tiny_run.model_folder))
+    pipe, ours = (TextToImage.from_pretrained(model) for model in (tmp_path / "a.safetensors", tiny_run.path))
+    noise = ours.noise(1, 32, seed=3)
+    settings = {"latents": noise, "num_inference_steps": 2}
+    (found,), (expected,) = (model("a red circle", **settings) for model in (pipe, ours))
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_a_file_without_configs_is_sd_1x_as_published(tiny_run, tmp_path, monkeypatch):
+    """As small as the tiny run here, apart from the sizes as it is."""
+    model = load_model_folder(tiny_run.model_folder)
+    text = model.encoders.text.model.config.to_dict()
+    for name, sizes in (("UNET", model.unet.config), ("VAE", dict(model.encoders.vae.config)), ("TEXT", text)):
+        monkeypatch.setattr(f"sdscratch.interop.single_file.SD1X_{name}", sizes)
+    for schedule, prediction_type, expected in (
+        (NoiseSchedule(), "epsilon", NoiseSchedule(timestep_spacing="leading", steps_offset=1)),
+        (NoiseSchedule(rescale_zero_terminal_snr=True), "v_prediction", NoiseSchedule(rescale_zero_terminal_snr=True)),
+    ):
+        file, out = tmp_path / f"{prediction_type}.safetensors", tmp_path / prediction_type
+        write_single_file(file, model._replace(noise_schedule=schedule, prediction_type=prediction_type))
+        shutil.rmtree(configs_beside(file))
+        assert main(["import", str(file), str(out), f"text_encoder={tiny_run.model_folder}"]) == 0
+        found = load_model_folder(out)
+        assert (found.noise_schedule, found.prediction_type) == (expected, prediction_type)
+        assert not found.encoders.text.masks_padding
+
+
 def test_a_diffusers_folder_is_read_whole(tiny_run, tmp_path):
     assert main(["import", str(tiny_run.path), str(tmp_path / "model")]) == 0
     assert (
@@ -109,6 +141,19 @@ def test_a_file_on_the_hub_is_fetched_into_the_cache_once(tiny_run, tmp_path, mo
     words = ["import", "hf:someone/something/a.safetensors", str(tmp_path / "model")]
     assert main([*words, f"configs={tmp_path / 'configs'}"]) == 0
     assert find_model_folder(tmp_path / "model") == tmp_path / "model"
+
+
+def test_a_partial_import_says_what_it_left_out(tiny_run, tmp_path, capsys):
+    file = tmp_path / "a.safetensors"
+    write_single_file(file, load_model_folder(tiny_run.model_folder))
+    weights = load_file(file)
+    del weights["model.diffusion_model.out.2.bias"]
+    save_file(weights, file)
+    assert main(["import", str(file), str(tmp_path / "out")]) == 2
+    assert "1 missing: model.diffusion_model.out.2.bias. partial=true" in capsys.readouterr().err
+    assert main(["import", str(file), str(tmp_path / "out"), "partial=true"]) == 0
+    assert "left out: 1 missing: model.diffusion_model.out.2.bias" in capsys.readouterr().err
+    load_model_folder(tmp_path / "out")
 
 
 def test_what_cannot_be_imported_is_one_line_and_exit_code_2(released, tiny_run, tmp_path, capsys, monkeypatch):

@@ -63,6 +63,8 @@ def damaged(name: str) -> dict:
         live["conv_in.bias"] = torch.full_like(live["conv_in.bias"], torch.nan)
     elif name == "no tensor":
         live["conv_in.bias"] = 3
+    elif name == "sparse":
+        live["conv_in.bias"] = live["conv_in.bias"].to_sparse()
     elif name == "twice":
         live["module.conv_in.bias"] = live["conv_in.bias"]
     elif name == "another network":
@@ -79,7 +81,8 @@ def damaged(name: str) -> dict:
         ("unexpected", "1 unexpected: mid.1.conv9.bias"),
         ("reshaped", r"ups.0.skip.weight is \(3, 5\), expected \(64, 128, 1, 1\)"),
         ("no number", "conv_in.bias is not finite"),
-        ("no tensor", "conv_in.bias is a int, expected a tensor"),
+        ("no tensor", "conv_in.bias is a int, expected a dense tensor"),
+        ("sparse", "conv_in.bias is a Tensor, expected a dense tensor"),
         ("twice", "conv_in.bias more than once"),
         ("another network", "holds no released network: conv_in.weight is missing"),
         ("uneven", "its levels have"),
