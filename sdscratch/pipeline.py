@@ -23,8 +23,9 @@ from sdscratch.data import check_resolution, to_pil
 from sdscratch.diffusion import Denoiser, FlowSchedule, NoiseSchedule, PredictionType, ddim, get_sampler, guided
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
+from sdscratch.interop.model_file import ModelFile
+from sdscratch.interop.raw_weights import raw_weights
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
-from sdscratch.models.unet_kinds import AnyUNet, unet_from_config
 from sdscratch.run_folder import RunFolder
 
 Weights = Literal["ema", "raw"]
@@ -81,16 +82,20 @@ class TextToImage:
     def from_pretrained(cls, model: str | Path, device: str | None = None) -> TextToImage:
         """Read a finished run, a model folder (ours, or any StableDiffusionPipeline of SD 1.x kind), or a cached hub id.
 
+        Or one file as `sdscratch import` takes them, of the averaged weights, with what is beside it and in the hub's cache.
+
         device: None means the GPU where there is one. Raises DataError when there is no model or it is damaged.
         """
-        unet, encoders, noise_schedule, prediction_type, about = load_model_folder(find_model_folder(model))
+        is_file = Path(model).is_file()
+        found = ModelFile(Path(model)).load() if is_file else load_model_folder(find_model_folder(model))
+        unet, encoders, noise_schedule, prediction_type, about = found
         known = {field.name for field in fields(SamplingDefaults)}
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
         side = unet.config["sample_size"] or 64  # as diffusers takes null
         size = (side[0] if isinstance(side, list | tuple) else side) * downsampling_factor(encoders.vae)
         defaults = SamplingDefaults(**{"size": size, **given})
         run = RunFolder(model)
-        load_raw = partial(_raw_weights, unet, run) if run.checkpoints() else None
+        load_raw = partial(raw_weights, unet, run) if run.checkpoints() else None
         pipe = cls(unet, encoders, noise_schedule, prediction_type, defaults, load_raw)
         return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -212,17 +217,6 @@ class TextToImage:
         if self._raw is None:
             self._raw = self._load_raw()
         return self._raw.to(next(self.unet.parameters()).device)
-
-
-def _raw_weights(unet: AnyUNet, run: RunFolder) -> nn.Module:
-    """The network of the newest intact checkpoint. Raises RunFolderError when none is."""
-    checkpoint = run.newest_intact_checkpoint()
-    assert checkpoint is not None, "asked for only where there are checkpoints"
-    prefix = "network."
-    state = checkpoint.load()["state_dict"]
-    raw = unet_from_config(unet.config).eval()
-    raw.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, strict=True)
-    return raw
 
 
 def _check_texts(prompts: list[str], negatives: list[str]) -> None:

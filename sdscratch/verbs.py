@@ -8,7 +8,8 @@ from typing import NamedTuple
 class Verb(NamedTuple):
     """module: below sdscratch.commands. config: below conf/; None for verbs that take a run instead: `VERB RUN`.
 
-    arguments, about_them: for its help, where no configuration says what it takes.
+    named: the keys that plain words stand for, one after the other. arguments, about_them: for its help, where no
+    configuration says what it takes.
     """
 
     module: str
@@ -17,6 +18,7 @@ class Verb(NamedTuple):
     examples: tuple[str, ...]
     arguments: str = "[key=value ...]"
     about_them: str = ""
+    named: tuple[str, ...] = ()
 
 
 VERBS = {
@@ -230,5 +232,29 @@ will do, and any model folder, or run of stage=autoencoder.""",
         "evaluate_compare",
         "Put several evaluations side by side on one page, and say where their protocols differ.",
         ("sdscratch evaluate compare evaluations=[evaluations/a,evaluations/b]",),
+    ),
+    "import": Verb(
+        "import_model",
+        "import",
+        "Make a model folder of a model made elsewhere: a diffusers folder, one file of SD 1.x, the released sd_epoch_042.pt.",
+        (
+            "sdscratch import downloads/sd_epoch_042.pt models/released",
+            "sdscratch import hf:OWNER/NAME/model.safetensors models/name",
+            "sdscratch import model.safetensors models/mine configs=models/other partial=true",
+        ),
+        "SOURCE OUT [key=value ...]",
+        named=("path", "out"),
+    ),
+    "export": Verb(
+        "export",
+        "export",
+        "Write a model for other programs: a diffusers folder, or one file as for Stable Diffusion 1.x, with a model card.",
+        (
+            "sdscratch export runs/try1 exports/try1 dtype=fp16",
+            "sdscratch export runs/try1 exports/try1.safetensors format=single_file",
+            "sdscratch export runs/try1 exports/try1 push=OWNER/NAME",
+        ),
+        "MODEL OUT [key=value ...]",
+        named=("model", "out"),
     ),
 }

@@ -8,7 +8,19 @@ import re
 
 from sdscratch.config.composition import config_groups, literal
 
-FREE_TEXT = ("prompt", "negative_prompt", "path", "out", "model", "init_image", "batch", "where")
+FREE_TEXT = (
+    "prompt",
+    "negative_prompt",
+    "path",
+    "out",
+    "model",
+    "init_image",
+    "batch",
+    "where",
+    "configs",
+    "vae",
+    "text_encoder",
+)
 """Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,9 +75,11 @@ def save_model_folder(
     noise_schedule: NoiseSchedule | FlowSchedule | None = None,
     prediction_type: PredictionType | None = None,
     about: Mapping[str, Any],
+    more: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Write the parts that are given, in place of `folder`; with a UNet and all its company it is a whole pipeline.
 
+    Networks are written in the dtype that they have. more: writes what else is to be in the folder, such as a README.
     about: plain JSON for sdscratch.json. Its `sampling.size`, in pixels, becomes the size that pipelines draw unasked.
     Raises CannotWriteError when the disk is full or the place not writable; what was in `folder` is then still there.
     """
@@ -95,19 +97,46 @@ def save_model_folder(
             config = dict(unet.config)
             if vae is not None and "sampling" in about:
                 config["sample_size"] = about["sampling"]["size"] // downsampling_factor(vae)
-            _save_unet(partial, unet, config)
-            scheduler = scheduler_config(noise_schedule, prediction_type)
-            write_json(partial / SCHEDULER, scheduler)
-            index = {**PIPELINE, "scheduler": ["diffusers", scheduler["_class_name"]]}
-            if isinstance(unet, ReleasedUNet):
-                index["unet"] = ["sdscratch.models", "ReleasedUNet"]  # diffusers then says that it has no such network
-            write_json(partial / INDEX, index)
+            write_settings(partial, config, noise_schedule, prediction_type)
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
+            save_file(weights, partial / UNET_WEIGHTS, metadata={"format": "pt"})
         write_json(partial / ABOUT, about)
+        more(partial)
 
     try:
         replace_folder(folder, write)
     except (OSError, SafetensorError) as error:
         raise CannotWriteError(f"cannot write {folder}: {error}. Free some space or choose another folder.") from error
+
+
+def save_model(folder: Path, model: Model, more: Callable[[Path], object] = lambda folder: None) -> None:
+    """Write a whole model, as save_model_folder does."""
+    save_model_folder(
+        folder,
+        unet=model.unet,
+        vae=model.encoders.vae,
+        text=model.encoders.text,
+        noise_schedule=model.noise_schedule,
+        prediction_type=model.prediction_type,
+        about=model.about,
+        more=more,
+    )
+
+
+def write_settings(
+    folder: Path,
+    unet_config: Mapping[str, Any],
+    noise_schedule: NoiseSchedule | FlowSchedule,
+    prediction_type: PredictionType,
+) -> None:
+    """What makes a folder a pipeline, beside its parts: the index, the scheduler's config and the UNet's."""
+    write_json(folder / UNET_CONFIG, {**unet_config, "_diffusers_version": diffusers.__version__})
+    scheduler = scheduler_config(noise_schedule, prediction_type)
+    write_json(folder / SCHEDULER, scheduler)
+    index = {**PIPELINE, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    if unet_config["_class_name"] == ReleasedUNet.__name__:
+        index["unet"] = ["sdscratch.models", ReleasedUNet.__name__]  # diffusers then says that it has no such network
+    write_json(folder / INDEX, index)
 
 
 def find_model_folder(model: str | Path) -> Path:
@@ -140,31 +169,36 @@ def load_model_folder(folder: Path) -> Model:
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
             raise DataError(f"{folder} is no whole model folder: {part}/ is missing")
-    with _reading(folder / "unet"):
-        unet = unet_from_config(_read_json(folder / UNET_CONFIG))
+    with reading(folder / "unet"):
+        unet = unet_from_config(read_settings(folder / UNET_CONFIG))
         unet.load_state_dict(load_file(folder / UNET_WEIGHTS), strict=True)
-    with _reading(folder / "scheduler"):
-        noise_schedule, prediction_type = schedule_of(_read_json(folder / SCHEDULER))
+    with reading(folder / "scheduler"):
+        noise_schedule, prediction_type = schedule_of(read_settings(folder / SCHEDULER))
     about = read_about(folder)
     vae = load_vae(str(folder))
-    with _reading(folder / "tokenizer"):
+    with reading(folder / "tokenizer"):
         text = load_text_encoder([], str(folder))
-    encoders = FrozenEncoders(vae, text)
-    for name, expected in encoders.unet_sizes.items():
-        if unet.config[name] != expected:
-            raise DataError(
-                f"{folder}: {name} of its unet is {unet.config[name]}, but its vae and text_encoder need {expected}: they "
-                "are not of one model"
-            )
+    model = Model(unet.eval(), FrozenEncoders(vae, text), noise_schedule, prediction_type, about)
+    check_sizes(model, str(folder))
     if not isinstance(vae.config.scaling_factor, (int, float)):
         raise DataError(f"{folder / 'vae'} has the scaling_factor {vae.config.scaling_factor}; expected a number")
-    return Model(unet.eval(), encoders, noise_schedule, prediction_type, about)
+    return model
+
+
+def check_sizes(model: Model, where: str) -> None:
+    """Raise DataError, which begins with `where`, unless the UNet is one for these encoders."""
+    for name, expected in model.encoders.unet_sizes.items():
+        if model.unet.config[name] != expected:
+            raise DataError(
+                f"{where}: {name} of its unet is {model.unet.config[name]}, but its vae and text_encoder need {expected}: "
+                "they are not of one model"
+            )
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The content of sdscratch.json, {} in folders made elsewhere."""
-    with _reading(folder / ABOUT):
-        about = _read_json(folder / ABOUT) if (folder / ABOUT).exists() else {}
+    with reading(folder / ABOUT):
+        about = read_settings(folder / ABOUT) if (folder / ABOUT).exists() else {}
         if not isinstance(about.get("sampling", {}), dict):
             raise DataError(f"its sampling is {about['sampling']!r}; expected names and values")
         return about
@@ -177,13 +211,8 @@ def _save_text(folder: Path, text: TextEncoder) -> None:
         text.clip.save_pretrained(folder / "clip")
 
 
-def _save_unet(folder: Path, unet: AnyUNet, config: dict[str, Any]) -> None:
-    write_json(folder / UNET_CONFIG, {**config, "_diffusers_version": diffusers.__version__})
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in unet.state_dict().items()}
-    save_file(weights, folder / UNET_WEIGHTS, metadata={"format": "pt"})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object")
@@ -191,7 +220,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever damaged files raise into a line that begins with the path."""
     try:
         yield

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+
+from sdscratch.errors import ConfigError
 
 
 class LatentMoments:
@@ -52,4 +55,25 @@ def with_unit_latents(vae: AutoencoderKL, moments: LatentMoments) -> Autoencoder
     vae.quant_conv.bias[: len(shift)] -= shift
     vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift
     vae.register_to_config(scaling_factor=1 / moments.std)
+    return vae
+
+
+@torch.no_grad()
+def with_scaling_factor(vae: AutoencoderKL, scaling_factor: float) -> AutoencoderKL:
+    """A copy with another scaling_factor, but the same scaled latents and pictures.
+
+    For programs that take a certain factor for granted. The difference goes into the 1x1 convolutions around the latents.
+    Raises ConfigError for a VAE without them.
+    """
+    ratio = vae.config.scaling_factor / scaling_factor
+    vae = deepcopy(vae)
+    if ratio != 1:
+        if vae.quant_conv is None or vae.post_quant_conv is None:
+            raise ConfigError(f"this VAE has no 1x1 convolutions that could take a scaling_factor of {scaling_factor}")
+        channels = vae.config.latent_channels
+        vae.quant_conv.weight[:channels] *= ratio
+        vae.quant_conv.bias[:channels] *= ratio
+        vae.quant_conv.bias[channels:] += 2 * math.log(ratio)  # of the posterior's variance
+        vae.post_quant_conv.weight /= ratio
+    vae.register_to_config(scaling_factor=scaling_factor)
     return vae

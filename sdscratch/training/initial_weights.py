@@ -16,9 +16,9 @@ from torch import Tensor
 from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.errors import ConfigError, DataError, RunFolderError
 from sdscratch.interop.diffusers_folder import find_model_folder, read_about
+from sdscratch.models.weights import misfits
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
-from sdscratch.training.weights import misfits
 
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
@@ -105,7 +105,7 @@ def tokenizer_folder(source: str) -> Path:
 
 
 def _load(module: Stage, weights: Mapping[str, Tensor], source: str) -> None:
-    if found := misfits(weights, module.network):
+    if found := misfits(weights, module.network.state_dict()):
         raise ConfigError("\n  ".join([f"init_from={source} holds another network than the one configured:", *found]))
     module.network.load_state_dict(weights, strict=True)
     module.ema.network.load_state_dict(weights, strict=True)

@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 
 from sdscratch.data.grid import CaptionedImages
 from sdscratch.errors import ConfigError
+from sdscratch.models.weights import misfits
 from sdscratch.training import ranks
 from sdscratch.training.ema import Ema
 from sdscratch.training.injection import disturb
 from sdscratch.training.optim import parameter_groups
-from sdscratch.training.weights import misfits
 
 if TYPE_CHECKING:
     from sdscratch.training.guards import Guard
@@ -254,7 +254,7 @@ class Stage(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ConfigError, naming tensors, where the checkpoint is of another network than this one."""
         weights = {name.removeprefix("network."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        if found := misfits(weights, self.network):
+        if found := misfits(weights, self.network.state_dict()):
             raise ConfigError("\n  ".join(["the run trained another network than the one configured:", *found]))
         self.samples_offset = checkpoint["samples_seen"] - checkpoint["global_step"] * self.global_batch_size
         self.ema.load_state_dict(checkpoint["ema"])

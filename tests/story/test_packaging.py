@@ -49,11 +49,13 @@ def test_a_wheel_holds_the_package_and_every_config_and_nothing_else(wheel):
     configs = {f"sdscratch/{path.relative_to(CHECKOUT)}" for path in (CHECKOUT / "conf").rglob("*.yaml")}
     assert configs and configs <= names
     others = {name for name in names - configs if not (name.startswith("sdscratch/") and name.endswith(".py"))}
-    assert others == {
+    pages = {
         "sdscratch/evaluation/curriculum_report.html",
         "sdscratch/evaluation/report.html",
-        "sdscratch/prepare/stats_page.html",
+        "sdscratch/interop/model_card.md",
+        "sdscratch/prepare/stats/page.html",
     }
+    assert others == pages
     assert {"sdscratch/cli.py", "sdscratch/commands/train.py", "sdscratch/models/unet.py"} <= names
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 MOST_NAMES = 6
 
 
-def misfits(weights: Mapping[str, Tensor], network: nn.Module) -> list[str]:
-    """What keeps `weights` from being those of `network`: tensors that are missing, unexpected or of another shape."""
-    expected = network.state_dict()
+def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `weights` from taking the place of `expected`: tensors that are missing, unexpected or of another shape."""
     reshaped = [
         f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()

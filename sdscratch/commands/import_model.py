@@ -1,0 +1,45 @@
+"""`sdscratch import SOURCE OUT`: a model made elsewhere as a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sdscratch.console import warn
+from sdscratch.errors import ConfigError
+from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
+from sdscratch.interop.hub import fetch
+from sdscratch.interop.model_file import ModelFile
+
+
+def run(cfg: DictConfig) -> None:
+    """Read `path`, whole and strictly, and write the model folder `out`."""
+    out = Path(cfg.out)
+    require_free(out)
+    source = fetch(cfg.path) if cfg.path.startswith("hf:") else Path(cfg.path)
+    model = _read(source, cfg)
+    save_model(out, model)
+    print(f"{out}: {type(model.unet).__name__} from {cfg.path}. Try it: sdscratch sample model={out} prompt=...")
+
+
+def require_free(out: Path) -> None:
+    """Raise ConfigError where something is in the way: nothing that is there is ever replaced."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"out={out} is there already: choose another place, or remove it")
+
+
+def _read(source: Path, cfg: DictConfig) -> Model:
+    if not source.is_file():
+        if cfg.weights != "ema" or cfg.partial or cfg.configs:
+            raise ConfigError(f"{cfg.path} is a folder: weights=, partial= and configs= are for single files")
+        return load_model_folder(find_model_folder(source))
+    return ModelFile(
+        path=source,
+        weights=cfg.weights,
+        partial=cfg.partial,
+        heads=cfg.heads,
+        vae=cfg.vae,
+        text_encoder=cfg.text_encoder,
+        configs=Path(cfg.configs) if cfg.configs else None,
+    ).load(say=lambda left_out: warn(f"left out: {left_out}"))
