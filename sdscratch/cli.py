@@ -124,7 +124,7 @@ def _run(name: str, words: list[str]) -> None:
 
     from sdscratch import config
 
-    overrides = config.quoted(verb.config, _with_names(options.overrides, verb.named))
+    overrides = config.quoted(verb.config, with_names(options.overrides, verb.named))
     if options.config_dir:
         overrides.append(_search_in(options.config_dir))
         if verb.config == "curriculum":  # its phases are composed apart
@@ -148,7 +148,7 @@ def _run(name: str, words: list[str]) -> None:
         import_module(f"sdscratch.commands.{verb.module}").run(cfg)
 
 
-def _with_names(words: list[str], names: tuple[str, ...]) -> list[str]:
+def with_names(words: list[str], names: tuple[str, ...]) -> list[str]:
     """Plain words as values of `names`, in that order; overrides as they are."""
     left = iter(names)
     return [word if "=" in word or word.startswith("~") else f"{next(left, '')}={word}".lstrip("=") for word in words]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sdscratch.cli import VERBS
+from sdscratch.cli import VERBS, with_names
 from sdscratch.commands.data_folders import folders_of
 from sdscratch.config import check_config, compose, config_dir, quoted
 from sdscratch.errors import ConfigError
@@ -40,7 +40,8 @@ def problem(words: list[str]) -> str:
     name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
     if name not in VERBS:
         return f"there is no verb {name}"
-    verb, overrides = VERBS[name], [word for word in words[len(name.split()) :] if "=" in word]
+    verb, rest = VERBS[name], words[len(name.split()) :]
+    overrides = [word for word in with_names(rest, verb.named) if "=" in word]
     if verb.config is None or {"-m", "--help"} & {*words}:
         return ""  # these take runs and lists of values, not one configuration
     try:
