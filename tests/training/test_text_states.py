@@ -21,7 +21,7 @@ from sdscratch.data.shapes import write_shapes
 from sdscratch.errors import DataError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models import new_clip
-from sdscratch.prepare.encode import Encoding
+from sdscratch.prepare.encode.encoding import Encoding
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import LatentDiffusion
 

@@ -102,9 +102,11 @@ class Filter:
         }
         if (there := _finished(out, made_by)) is not None:
             shutil.rmtree(out / PARTS, ignore_errors=True)  # of a job that was killed at its very end
+            remove_halves(out)
             return there
         parts, bad = self._planned({_name(file, source): file for _, file in files})
         with _locked(out):
+            remove_halves(out)
             work = _working_folder(out / PARTS, made_by)
             todo = [part for part in parts if not _account(work, part).exists()]
             judged = map_shards(
