@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from sdscratch.files import write_atomically
+from sdscratch.pages import render_page
 from sdscratch.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,13 +49,10 @@ def write_report(folder: Path, title: str, phases: Sequence[PhaseResult], losses
     for phase in phases:
         if phase.grid is not None:
             write_atomically(pictures / f"{phase.name}.png", partial(phase.grid.save, format="PNG"))
-    environment = Environment(
-        loader=PackageLoader("sdscratch.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("curriculum_report.html").render(
-        title=title, phases=phases, losses=losses, last={phase.name: _last_measures(phase.run) for phase in phases}
-    )
-    write_atomically(folder / "report.html", lambda file: file.write(page.encode()))
+    last = {phase.name: _last_measures(phase.run) for phase in phases}
+    template = "evaluation/curriculum_report.html"
+    page = render_page(template, title=title, phases=phases, losses=losses, last=last)
+    write_atomically(folder / "report.html", lambda file: file.write(page))
     return folder / "report.html"
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sdscratch.errors import DataError
 from sdscratch.evaluation.results import ALL, Evaluation, Row, Table
 from sdscratch.files import write_atomically
+from sdscratch.pages import render_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,16 +43,14 @@ def write_report(page: Path, title: str, evaluations: Mapping[Path, Evaluation])
     every = list(evaluations.values())
     titles = dict.fromkeys(table.title for evaluation in every for table in evaluation.tables)
     grids = dict.fromkeys(grid for evaluation in every for grid in evaluation.grids)
-    environment = Environment(
-        loader=PackageLoader("sdscratch.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    text = environment.get_template("report.html").render(
+    text = render_page(
+        "evaluation/report.html",
         title=title,
         names=names,
         sections=[section(found, names, every) for found in titles],
         grids={grid: [_grid(folder, of, grid) for folder, of in evaluations.items()] for grid in grids},
     )
-    write_atomically(page, lambda file: file.write(text.encode()))
+    write_atomically(page, lambda file: file.write(text))
     return page
 
 

@@ -53,6 +53,7 @@ def test_a_wheel_holds_the_package_and_every_config_and_nothing_else(wheel):
         "sdscratch/evaluation/curriculum_report.html",
         "sdscratch/evaluation/report.html",
         "sdscratch/interop/model_card.md",
+        "sdscratch/page_head.html",
         "sdscratch/prepare/stats/page.html",
     }
     assert others == pages

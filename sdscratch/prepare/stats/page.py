@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from sdscratch.data.grid import captioned_grid
 from sdscratch.files import write_atomically, write_json
+from sdscratch.pages import render_page
 from sdscratch.prepare.stats.stats import Stats
 
 if TYPE_CHECKING:
@@ -33,16 +33,9 @@ def write_page(out: Path, title: str, stats: Stats, pictures: Sequence[Image.Ima
         write_atomically(out / "contact.png", lambda file: sheet.save(file, "PNG"))
     numbers = summary(stats)
     write_json(out / "stats.json", numbers)
-    environment = Environment(
-        loader=PackageLoader("sdscratch.prepare.stats", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    page = environment.get_template("page.html").render(
-        title=title, numbers=numbers, has_pictures=bool(pictures), context=CONTEXT
-    )
-    write_atomically(out / "report.html", lambda file: file.write(page.encode()))
+    shown = {"numbers": numbers, "has_pictures": bool(pictures), "context": CONTEXT}
+    page = render_page("prepare/stats/page.html", title=title, **shown)
+    write_atomically(out / "report.html", lambda file: file.write(page))
     return out / "report.html"
 
 
