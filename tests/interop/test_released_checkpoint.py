@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from released_files import CONTEXT, HEADS, content, expected, recorded_inputs, recorded_weights, write
+from released_files import content, write
+from released_record import CONTEXT, HEADS, expected, recorded_inputs, recorded_weights
 from safetensors.torch import save_file
 
 from sdscratch.errors import ConfigError, DataError

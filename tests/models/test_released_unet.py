@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from released_record import RECORD, recorded_inputs, recorded_weights
 
 from sdscratch.errors import ConfigError
 from sdscratch.models import ReleasedUNet, UNet
 from sdscratch.models.unet_kinds import unet_from_config
-
-RECORD = json.loads((Path(__file__).parent / "released_unet.json").read_text())
-"""Of a small network of atandra2000/StableDiffusion (MIT): its constructor's numbers, its keys, a seed, and its outputs."""
 
 SMALL = {
     "block_out_channels": [RECORD["config"]["ch"] * multiple for multiple in RECORD["config"]["ch_mults"]],
@@ -25,27 +21,6 @@ SMALL = {
     "num_attention_heads": RECORD["config"]["heads"],
     "cross_attention_dim": RECORD["config"]["ctx_dim"],
 }
-
-
-def generator(offset: int) -> torch.Generator:
-    return torch.Generator().manual_seed(RECORD["seed"] + offset)
-
-
-def recorded_weights(ema: bool) -> dict[str, Tensor]:
-    """Drawn key by key in the order of the record: 0.05 z for matrices and kernels, 0.1 z about 1 or 0 for vectors."""
-    draws, weights = generator(int(ema)), {}
-    for key, shape in RECORD["keys"].items():
-        z = torch.randn(shape, generator=draws)
-        about = 1.0 if len(shape) == 1 and key.endswith("weight") else 0.0
-        weights[key] = 0.05 * z if len(shape) > 1 else about + 0.1 * z
-    return weights
-
-
-def recorded_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    draws, batch, side = generator(2), RECORD["batch"], RECORD["side"]
-    latents = torch.randn(batch, 4, side, side, generator=draws)
-    text = torch.randn(batch, RECORD["length"], RECORD["config"]["ctx_dim"], generator=draws)
-    return latents, torch.tensor(RECORD["timesteps"]), text
 
 
 @pytest.mark.parametrize(("ema", "outputs"), [(False, "eps"), (True, "eps_ema")])

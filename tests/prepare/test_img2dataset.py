@@ -144,6 +144,7 @@ def test_it_ends_with_whoever_started_it(stand_in, rows, tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     _wait(lambda: not _lives(child))
+    assert not _lives(child)
 
 
 def _lives(process: int) -> bool:
