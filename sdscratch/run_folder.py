@@ -164,8 +164,9 @@ class RunFolder:
     # Lineage: where the first weights came from, and what was changed between sessions.
 
     def lineage(self) -> dict[str, Any]:
-        """The content of lineage.json, {} before training."""
-        return self._read_json("lineage.json")
+        """The content of lineage.json, or {} before training and where the file is damaged."""
+        lineage = self._read_json("lineage.json")
+        return lineage if _is_lineage(lineage) else {}
 
     def set_lineage(self, **changes: Any) -> None:
         """Merge `changes` into lineage.json: init_from (null: random weights), changes (step, key, old, new)."""
@@ -270,6 +271,16 @@ def _is_state(state: Mapping[str, Any]) -> bool:
         type(state.get("step", 0)) is int
         and isinstance(rewinds, list)
         and all(isinstance(rewind, dict) and _is_range(rewind.get("skipped")) for rewind in rewinds)
+    )
+
+
+def _is_lineage(lineage: Mapping[str, Any]) -> bool:
+    """Whether it says where weights came from, and what changed when, as `set_lineage` was told to."""
+    origin, changes = lineage.get("init_from"), lineage.get("changes", [])
+    return (
+        (origin is None or isinstance(origin, dict))
+        and isinstance(changes, list)
+        and all(isinstance(change, dict) and type(change.get("step")) is int for change in changes)
     )
 
 

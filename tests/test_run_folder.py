@@ -337,6 +337,16 @@ def test_a_damaged_state_is_none_and_is_written_anew(run, content):
     assert run.state() == {"step": 20}
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"init_from": 3}', '{"changes": {}}', '{"changes": [1]}', '{"changes": [{"step": "x"}]}']
+)
+def test_a_damaged_lineage_is_none_and_is_written_anew(run, content):
+    (run.path / "lineage.json").write_text(content)
+    assert run.lineage() == {}
+    run.set_lineage(init_from={"from": "runs/a"}, changes=[{"step": 3, "key": "optimizer.lr"}])
+    assert run.lineage() == {"init_from": {"from": "runs/a"}, "changes": [{"step": 3, "key": "optimizer.lr"}]}
+
+
 def test_without_a_state_side_cars_still_tell_that_there_were_checkpoints(run):
     save(run, 10)
     side_car(run.checkpoint_path(10)).write_text("[]")

@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader
 from sdscratch.data.order import data_step
 from sdscratch.errors import ConfigError, LostWorkerError, SdscratchError
 
+LARGEST_MICRO_BATCH = 2**16
+"""More samples than any device has taken at once: a slip of the keyboard, which would fill the memory first."""
+
 
 class PositionSampler:
     """The positions of each micro-batch of one rank, without end, from `start_step` on.
@@ -38,6 +41,11 @@ class PositionSampler:
             raise ConfigError(
                 f"global_batch_size={global_batch_size} is not a multiple of {micro_batch_size} samples x "
                 f"{world_size} ranks. Set it to one."
+            )
+        if micro_batch_size > LARGEST_MICRO_BATCH:
+            raise ConfigError(
+                f"global_batch_size={global_batch_size} makes micro-batches of {micro_batch_size} samples; expected at most "
+                f"{LARGEST_MICRO_BATCH}. Lower it, or raise trainer.accumulate_grad_batches."
             )
         self.start_step, self.skipped, self.global_batch_size = start_step, skipped, global_batch_size
         self.micro_batch_size, self.stride = micro_batch_size, micro_batch_size * world_size

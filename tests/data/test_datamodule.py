@@ -107,6 +107,11 @@ def test_a_step_holds_exactly_its_positions(world, accumulate):
         assert sorted(found) == list(range(step * size, (step + 1) * size))
 
 
+def test_a_batch_that_no_memory_could_hold_is_refused_before_it_is_counted_out():
+    with pytest.raises(ConfigError, match="global_batch_size=1000000000 makes micro-batches of 1000000000 samples"):
+        PositionSampler(0, 10**9, 10**9)
+
+
 def test_latent_batches_hold_what_they_say(latent_shards, image_shards):
     made = module(latent_shards)
     batch = next(iter(made.train_dataloader()))
