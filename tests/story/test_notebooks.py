@@ -28,8 +28,8 @@ SHORT = {
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
     """In an empty folder."""
     folder = tmp_path_factory.mktemp("notebooks")
-    manager = KernelManager(kernel_name="python3", transport="ipc")
-    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": str(CHECKOUT), "IPYTHONDIR": str(folder)})
     try:
         yield manager
     finally:
