@@ -15,7 +15,7 @@ from sdscratch.config import load_config
 from sdscratch.config.saving import plain
 from sdscratch.data.manifest import Manifest
 from sdscratch.errors import ConfigError, DataError
-from sdscratch.evaluation.results import ALL, Evaluation
+from sdscratch.evaluation.results import ALL, Evaluation, Table
 from sdscratch.files import read_json
 from sdscratch.interop.diffusers_folder import Model
 from sdscratch.interop.model_card import DataFacts, MeasureFacts, PhaseFacts, Provenance
@@ -24,7 +24,7 @@ from sdscratch.models.encoders import fingerprint
 from sdscratch.run_folder import RunFolder
 
 ENCODERS = {"vae": "VAE", "text_encoder": "text encoder"}
-MACHINES_PATH = re.compile(r"(?<!\S)/\S*/([^/\s]+/[^/\s]+)")
+MACHINES_PATH = re.compile(r"(?<!\S)/(?:\S*/)?([^/\s]+/[^/\s]+)")
 
 
 def provenance(model: str) -> Provenance:
@@ -51,15 +51,15 @@ def measures(folder: Path, model: Model, asked_for: bool) -> list[MeasureFacts]:
     found = [table for table in tables if table.protocol.get("network") in own]
     if asked_for and not found:
         raise ConfigError(f"evaluation={folder} has measured other networks than these: evaluate this model first")
-    return [
-        MeasureFacts(
-            table.title,
-            [(row.measure, row.value, row.low, row.high, row.count) for row in table.rows if row.group == ALL],
-            ", ".join(f"{key} {_portable(value)}" for key, value in table.protocol.items() if key != "model"),
-            table.note,
-        )
-        for table in found
-    ]
+    return [_measured(table) for table in found]
+
+
+def _measured(table: Table) -> MeasureFacts:
+    """The rows over everything; those of the groups where there are no others."""
+    over_all = [(row.measure, row.value, row.low, row.high, row.count) for row in table.rows if row.group == ALL]
+    of_groups = [(f"{row.measure}, {row.group}", row.value, row.low, row.high, row.count) for row in table.rows]
+    told = [f"{key} {_portable(value)}" for key, value in table.protocol.items() if key != "model" and value != ""]
+    return MeasureFacts(table.title, over_all or of_groups, ", ".join(told), table.note)
 
 
 def _lineage(model: str) -> Iterator[RunFolder]:

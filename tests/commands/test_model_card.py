@@ -31,7 +31,7 @@ def evaluation(tiny_run, tmp_path) -> Path:
     rows = [Row("FID", "all", 12.3456, 11.0, 13.5, 1000), Row("FID", "a category", 99.0, None, None, 10)]
     tables = [
         Table("Drawn against real pictures", {**protocol, "network": unet}, rows, "Lower is nearer."),
-        Table("Reconstructions of the VAE", {"network": vae}, [Row("PSNR", "all", 28.0, None, None, 1000)]),
+        Table("Reconstructions of the VAE", {"network": vae}, [Row("PSNR", "val", 28.0, None, None, 1000)]),
         Table("Retrieval by CLIP", {"network": "0" * 16}, [Row("R@1", "all", 0.5, None, None, 1000)]),
     ]
     Evaluation("Evaluation", tables).write(tmp_path / "evaluation")
@@ -45,7 +45,7 @@ def card(out: Path) -> str:
 def test_the_numbers_of_an_evaluation_are_on_the_card_with_their_protocol(tiny_run, evaluation, tmp_path):
     assert main(["export", str(tiny_run.path), str(tmp_path / "out"), f"evaluation={evaluation}"]) == 0
     text = card(tmp_path / "out")
-    assert "| FID | 12.35 | 11 to 13.5 | 1000 |" in text and "| PSNR | 28 |  | 1000 |" in text
+    assert "| FID | 12.35 | 11 to 13.5 | 1000 |" in text and "| PSNR, val | 28 |  | 1000 |" in text
     assert "sampler euler, N 1000" in text and "real pictures coco/val" in text and "/home/someone" not in text
     assert "R@1" not in text and "99" not in text.partition("## How it was")[0]
 
