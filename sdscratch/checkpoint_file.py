@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -63,6 +65,31 @@ class Checkpoint:
         mapped: read tensors only when they are looked at, for those who want the plain values.
         """
         return load_tensors(self.path, mapped)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"step_{step:08d}.ckpt"
+
+
+def checkpoints_in(folder: Path) -> list[Checkpoint]:
+    """All with a side-car that fits their name, oldest first. Not yet verified: see Checkpoint.is_intact."""
+    found = []
+    for path in folder.glob("step_*.ckpt"):
+        with suppress(OSError, ValueError, TypeError):
+            about = json.loads(path.with_name(path.name + ".json").read_text())
+            checkpoint = Checkpoint(path=path, **about)
+            if path == checkpoint_path(folder, checkpoint.step):
+                found.append(checkpoint)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps, newest first."""
+    for checkpoint in reversed(checkpoints_in(folder)):
+        if checkpoint.step > step:
+            checkpoint.sidecar.unlink(missing_ok=True)
+            checkpoint.path.unlink(missing_ok=True)
 
 
 def write_checkpoint(

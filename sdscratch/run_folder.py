@@ -19,7 +19,15 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from sdscratch.checkpoint_file import Checkpoint, Retention, unreadable, write_checkpoint
+from sdscratch.checkpoint_file import (
+    Checkpoint,
+    Retention,
+    checkpoint_path,
+    checkpoints_in,
+    forget_after,
+    unreadable,
+    write_checkpoint,
+)
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError
 from sdscratch.files import FolderLock, crash_point, read_json, remove_halves, write_atomically, write_json
@@ -95,18 +103,11 @@ class RunFolder:
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
-        return self.checkpoint_folder / f"step_{step:08d}.ckpt"
+        return checkpoint_path(self.checkpoint_folder, step)
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints with a side-car that fits their name, oldest first. Not yet verified: see Checkpoint.is_intact."""
-        found = []
-        for path in self.checkpoint_folder.glob("step_*.ckpt"):
-            with suppress(OSError, ValueError, TypeError):
-                about = json.loads(path.with_name(path.name + ".json").read_text())
-                checkpoint = Checkpoint(path=path, **about)
-                if path == self.checkpoint_path(checkpoint.step):
-                    found.append(checkpoint)
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        return checkpoints_in(self.checkpoint_folder)
 
     def newest_intact_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from. None where none was ever finished; RunFolderError where all are damaged or
@@ -185,10 +186,7 @@ class RunFolder:
 
     def forget_checkpoints_after(self, step: int) -> None:
         """Remove those of a way that the run has turned back from, newest first."""
-        for checkpoint in reversed(self.checkpoints()):
-            if checkpoint.step > step:
-                checkpoint.sidecar.unlink(missing_ok=True)
-                checkpoint.path.unlink(missing_ok=True)
+        forget_after(self.checkpoint_folder, step)
 
     # Metrics
 

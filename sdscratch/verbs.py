@@ -98,6 +98,17 @@ Without a word more: step, samples, size and validation loss of each.
     keep_every=N   those of steps that are multiples of N
     keep_best=N    the N of the lowest validation loss""",
     ),
+    "ema": Verb(
+        "ema",
+        "ema",
+        "Make a model with an average of any length out of the snapshots of a run with callbacks=posthoc_ema.",
+        (
+            "sdscratch ema runs/try1 length=0.07",
+            "sdscratch ema runs/try1 length=0.07 step=20 out=models/try1_early",
+        ),
+        "RUN length=NUMBER [key=value ...]",
+        named=("model",),
+    ),
     "sweep-table": Verb(
         "sweep_table",
         None,

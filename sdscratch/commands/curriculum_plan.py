@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
-from sdscratch.commands import footprint
 from sdscratch.commands.curriculum_status import wide_console
 from sdscratch.commands.data_folders import folders_of, replayed_folders
+from sdscratch.commands.footprint import footprint
 from sdscratch.commands.launch import world_size
 from sdscratch.commands.phases import Phase, phases_of
 from sdscratch.config import build
-from sdscratch.doctor.disk import checkpoint_size, readable
+from sdscratch.doctor.disk import readable
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.run_folder import RunFolder
 
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> None:
         names, samples, fingerprint = _data(size.dataset)
         rate = rates[phase.name]
         spent = part / rate / 3600 * world_size(size.trainer) if rate else None
-        disk = checkpoint_size(footprint.network(size)) * footprint.checkpoints(size)
+        disk = footprint(size).total
         total, hours, bytes_kept = total + part, hours + (spent or 0), bytes_kept + disk
         table.add_row(
             phase.name,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from sdscratch.commands import footprint
+from sdscratch.commands.footprint import footprint
 from sdscratch.config import build, check_config, missing_keys
 from sdscratch.doctor.finding import Check, Finding, Level
 from sdscratch.doctor.versions import imports, torchvision, versions
@@ -91,7 +91,7 @@ def _in_the_background(cfg: DictConfig) -> list[Any]:
 def _one_by_one(cfg: DictConfig, lacking: Level) -> Iterator[tuple[str, Callable[[], Iterable[Finding]], float]]:
     """What computes or writes: name, check, seconds that it may take. lacking: level of weights or data that are not here."""
     from sdscratch.doctor import machine
-    from sdscratch.doctor.disk import checkpoint_size, disk
+    from sdscratch.doctor.disk import disk
     from sdscratch.doctor.loading import weights
 
     trainer = cfg.trainer
@@ -104,7 +104,7 @@ def _one_by_one(cfg: DictConfig, lacking: Level) -> Iterator[tuple[str, Callable
             yield name, partial(weights, name, str(cfg[name].path), lacking), 10
     yield (
         "disk",
-        lambda: disk(Path(cfg.paths.runs), checkpoint_size(footprint.network(cfg)), footprint.checkpoints(cfg)),
+        lambda: disk(Path(cfg.paths.runs), *footprint(cfg)),
         60,
     )
     yield "loader", lambda: _loader(cfg, lacking), 30

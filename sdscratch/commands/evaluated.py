@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from sdscratch.pipeline import TextToImage
 
 
+def evaluation_folder(model: object) -> Path:
+    """Where a model's evaluation goes, and is looked for, unless another place is named."""
+    return Path("evaluations") / re.sub(r"\W+", "_", Path(str(model)).resolve().name)
+
+
 @dataclass
 class Subject:
     """A model by the configuration of `sdscratch evaluate`."""
@@ -50,8 +55,7 @@ class Subject:
 
     @cached_property
     def out(self) -> Path:
-        name = re.sub(r"\W+", "_", Path(str(self.cfg.model)).resolve().name)
-        return Path(str(self.cfg.out)) if self.cfg.out is not None else Path("evaluations") / name
+        return Path(str(self.cfg.out)) if self.cfg.out is not None else evaluation_folder(self.cfg.model)
 
     @property
     def has_unet(self) -> bool:

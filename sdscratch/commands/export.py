@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from sdscratch.commands.evaluated import evaluation_folder
 from sdscratch.commands.import_model import require_free
-from sdscratch.commands.provenance import provenance
+from sdscratch.commands.provenance import measures, provenance
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
 from sdscratch.interop.hub import check_repository, push
@@ -31,14 +32,17 @@ def run(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     model = _load(cfg)
     known = provenance(cfg.model)
+    measured = measures(
+        Path(cfg.evaluation or evaluation_folder(cfg.model)), model, asked_for=cfg.evaluation is not None
+    )
     if cfg.format == "single_file":
         configs = configs_beside(out)
-        card = model_card(out.stem, model, cfg.dtype, known, file=out.name, configs=configs.name)
+        card = model_card(out.stem, model, cfg.dtype, known, measured, file=out.name, configs=configs.name)
         write_single_file(out, model, DTYPES[cfg.dtype], more=partial(_write_page, card, known))
         print(f"{out}\n{configs}: what the file does not say, and a page about it")
         written = [out, configs]
     else:
-        card = model_card(out.name, model, cfg.dtype, known, file=cfg.push or out.name)
+        card = model_card(out.name, model, cfg.dtype, known, measured, file=cfg.push or out.name)
         save_model(out, _in_dtype(model, DTYPES[cfg.dtype], cfg.dtype), more=partial(_write_page, card, known))
         print(out)
         written = [out]

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from math import ceil
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from sdscratch.config import build
+
+
+class Footprint(NamedTuple):
+    """checkpoint, snapshots: bytes of one, and of all that are taken of further averages. kept: checkpoints at most."""
+
+    checkpoint: int
+    kept: int
+    snapshots: int
+
+    @property
+    def total(self) -> int:
+        return self.checkpoint * self.kept + self.snapshots
+
+
+def footprint(cfg: DictConfig) -> Footprint:
+    """Of a run of this configuration."""
+    from sdscratch.doctor.disk import checkpoint_size, float32_size
+
+    trained, tracked = network(cfg), (cfg.get("callbacks") or {}).get("posthoc_ema")
+    averages = len(tracked.lengths) * float32_size(trained) if tracked else 0
+    snapshots = averages * ceil(cfg.max_steps / tracked.every) if tracked else 0
+    return Footprint(checkpoint_size(trained) + averages, checkpoints(cfg), snapshots)
 
 
 def network(cfg: DictConfig) -> Any:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-import sdscratch
+from sdscratch.commands.code_version import commit
 from sdscratch.config import load_config
 from sdscratch.config.saving import plain
 from sdscratch.data.manifest import Manifest
-from sdscratch.errors import DataError
-from sdscratch.interop.model_card import DataFacts, PhaseFacts, Provenance
+from sdscratch.errors import ConfigError, DataError
+from sdscratch.evaluation.results import ALL, Evaluation, Table
+from sdscratch.files import read_json
+from sdscratch.interop.diffusers_folder import Model
+from sdscratch.interop.model_card import DataFacts, MeasureFacts, PhaseFacts, Provenance
 from sdscratch.masking import mask
+from sdscratch.models.encoders import fingerprint
 from sdscratch.run_folder import RunFolder
+
+ENCODERS = {"vae": "VAE", "text_encoder": "text encoder"}
+MACHINES_PATH = re.compile(r"(?<!\S)/(?:\S*/)?([^/\s]+/[^/\s]+)")
 
 
 def provenance(model: str) -> Provenance:
@@ -24,7 +32,34 @@ def provenance(model: str) -> Provenance:
     runs = list(_lineage(model))
     previews = sorted(runs[0].path.glob("samples/step_*/ema.png")) if runs else []
     samples = previews[-1].read_bytes() if previews else None
-    return Provenance([_phase(run) for run in reversed(runs)], samples, _commit())
+    phases = [_phase(run) for run in reversed(runs)]
+    return Provenance(phases, _encoders(runs[0]) if runs else {}, samples, commit())
+
+
+def measures(folder: Path, model: Model, asked_for: bool) -> list[MeasureFacts]:
+    """What an evaluation has found of this model's UNet and VAE; of other networks its numbers would say nothing.
+
+    asked_for: raise DataError where there is no evaluation, and ConfigError where it is of another model.
+    """
+    try:
+        tables = Evaluation.read(folder).tables
+    except DataError:
+        if asked_for:
+            raise
+        return []
+    own = {fingerprint(model.unet), fingerprint(model.encoders.vae)}
+    found = [table for table in tables if table.protocol.get("network") in own]
+    if asked_for and not found:
+        raise ConfigError(f"evaluation={folder} has measured other networks than these: evaluate this model first")
+    return [_measured(table) for table in found]
+
+
+def _measured(table: Table) -> MeasureFacts:
+    """The rows over everything; those of the groups where there are no others."""
+    over_all = [(row.measure, row.value, row.low, row.high, row.count) for row in table.rows if row.group == ALL]
+    of_groups = [(f"{row.measure}, {row.group}", row.value, row.low, row.high, row.count) for row in table.rows]
+    told = [f"{key} {_portable(value)}" for key, value in table.protocol.items() if key != "model" and value != ""]
+    return MeasureFacts(table.title, over_all or of_groups, ", ".join(told), table.note)
 
 
 def _lineage(model: str) -> Iterator[RunFolder]:
@@ -46,13 +81,25 @@ def _run_of(model: str) -> RunFolder | None:
     return None
 
 
+def _encoders(run: RunFolder) -> dict[str, PhaseFacts | str]:
+    """What the UNet stands on: the run of each, or the name that it is known by; those with random weights are not named."""
+    cfg = load_config(run.config_file)
+    paths = {label: OmegaConf.select(cfg, f"{key}.path") for key, label in ENCODERS.items()}
+    return {
+        label: _phase(trained) if (trained := _run_of(str(path))) else _portable(path)
+        for label, path in paths.items()
+        if path is not None
+    }
+
+
 def _phase(run: RunFolder) -> PhaseFacts:
     cfg, state = load_config(run.config_file), run.state()
-    objective = OmegaConf.select(cfg, "objective._target_", default="?").rpartition(".")[2]
+    objective = OmegaConf.select(cfg, "objective._target_", default="").rpartition(".")[2]
     if gamma := OmegaConf.select(cfg, "objective.min_snr_gamma"):
         objective = f"{objective}, min-SNR gamma {gamma}"
     optimizer = OmegaConf.select(cfg, "optimizer._target_", default="?").rpartition(".")[2]
     rate, batch = OmegaConf.select(cfg, "optimizer.lr"), OmegaConf.select(cfg, "global_batch_size")
+    environment = read_json(run.path / "environment.json")
     return PhaseFacts(
         name=str(cfg.get("name", run.path.name)),
         steps=state.get("step"),
@@ -62,6 +109,7 @@ def _phase(run: RunFolder) -> PhaseFacts:
         optimizer=f"{optimizer}, learning rate {rate}, batches of {batch}",
         data=[_data(path) for path in _paths(plain(cfg).get("dataset", {}))],
         metric=run.objective(),
+        code={key: environment[key] for key in ("sdscratch", "commit", "torch", "gpu") if environment.get(key)},
     )
 
 
@@ -87,15 +135,6 @@ def _data(path: str) -> DataFacts:
     return DataFacts(name, manifest.total, manifest.sources, manifest.licences, manifest.dropped, made_by)
 
 
-def _commit() -> str | None:
-    """Of the checkout that this code lies in; None where it is installed."""
-    root = Path(sdscratch.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None
+def _portable(value: Any) -> str:
+    """A setting as text; of paths of one machine the last two parts."""
+    return mask(MACHINES_PATH.sub(r"\1", str(value)))

@@ -23,6 +23,7 @@ from sdscratch import __version__
 from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
+from sdscratch.commands.code_version import commit
 from sdscratch.commands.trainer import check_trainer, make_trainer
 from sdscratch.config import (
     Change,
@@ -281,6 +282,7 @@ def _write_beginnings(folder: RunFolder, cfg: DictConfig) -> None:
         folder.path / "environment.json",
         {
             "sdscratch": __version__,
+            "commit": commit(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "lightning": L.__version__,

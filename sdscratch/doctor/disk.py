@@ -20,21 +20,27 @@ def checkpoint_size(network: nn.Module) -> int:
     """Bytes of a checkpoint of training this network, which may be on the meta device: float32 weights, their average,
     and AdamW's two moments."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    buffers = sum(buffer.numel() for buffer in network.buffers())
-    return 4 * (4 * parameters + 2 * buffers)
+    return 2 * float32_size(network) + 2 * 4 * parameters
 
 
-def disk(folder: Path, checkpoint: int, kept: int) -> Iterator[Finding]:
-    """Room for `kept` checkpoints of `checkpoint` bytes where `folder` is or would be made, and the speed of writing."""
+def float32_size(network: nn.Module) -> int:
+    """Bytes of all weights and buffers of a network in float32."""
+    return 4 * sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+
+
+def disk(folder: Path, checkpoint: int, kept: int, snapshots: int = 0) -> Iterator[Finding]:
+    """Room for `kept` checkpoints of `checkpoint` bytes, and `snapshots` bytes of averages, where `folder` is or would be made,
+    and the speed of writing."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         yield Finding("fail", "disk", f"{place} is not writable", "choose another folder: paths.runs=...")
         return
-    needed, free = checkpoint * kept, shutil.disk_usage(place).free
+    needed, free = checkpoint * kept + snapshots, shutil.disk_usage(place).free
     found = (
-        f"{kept} checkpoints of {readable(checkpoint)} need {readable(needed)}; {readable(free)} are free in {place}"
+        f"{kept} checkpoints of {readable(checkpoint)}{f' and snapshots of {readable(snapshots)}' if snapshots else ''} "
+        f"need {readable(needed)}; {readable(free)} are free in {place}"
     )
     remedy = "free some space, set another paths.runs, or keep fewer: callbacks.checkpoints.keep_last, keep_every"
     level: Level = "ok" if free > 1.2 * needed else "warn" if free > needed else "fail"

@@ -27,7 +27,10 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class PhaseFacts:
-    """A run on the way to the model. metric: the content of its objective.json."""
+    """A run on the way to the model.
+
+    objective: "" where there is no choice of it. metric: the content of its objective.json. code: what it was trained with.
+    """
 
     name: str
     steps: int | None
@@ -37,19 +40,42 @@ class PhaseFacts:
     optimizer: str
     data: Sequence[DataFacts]
     metric: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MeasureFacts:
+    """A table of an evaluation. rows: measure, value, the ends of its interval (or None), number of samples."""
+
+    title: str
+    rows: Sequence[tuple[str, float, float | None, float | None, int]]
+    protocol: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that is known of how a model came about. phases: oldest first. samples: a PNG of pictures. commit: of the code."""
+    """All that is known of how a model came about.
+
+    phases: oldest first. encoders: those that its UNet was trained on, by what they are: their runs, or their names.
+    samples: a PNG of pictures. commit: of the code that writes the card.
+    """
 
     phases: Sequence[PhaseFacts] = ()
+    encoders: Mapping[str, PhaseFacts | str] = field(default_factory=dict)
     samples: bytes | None = None
     commit: str | None = None
 
 
 def model_card(
-    name: str, model: Model, dtype: str, provenance: Provenance, *, file: str, configs: str | None = None
+    name: str,
+    model: Model,
+    dtype: str,
+    provenance: Provenance,
+    measures: Sequence[MeasureFacts] = (),
+    *,
+    file: str,
+    configs: str | None = None,
 ) -> str:
     """Markdown. file: what to load. configs: of a single file, the folder beside it."""
     environment = Environment(
@@ -68,6 +94,8 @@ def model_card(
         parameters=sum(parameter.numel() for parameter in model.unet.parameters()),
         prediction_type=model.prediction_type,
         phases=provenance.phases,
+        encoders=provenance.encoders,
+        measures=measures,
         has_samples=provenance.samples is not None,
         released=isinstance(model.unet, ReleasedUNet),
         single_file=configs is not None,

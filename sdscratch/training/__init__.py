@@ -12,6 +12,7 @@ _HOMES = {
     "LatentDiffusion": "sdscratch.training.latent_diffusion",
     "Metrics": "sdscratch.training.metrics",
     "Plots": "sdscratch.training.plots",
+    "PosthocEma": "sdscratch.training.posthoc_ema",
     "Previews": "sdscratch.training.previews",
     "ProgressBar": "sdscratch.training.progress",
     "RunFolderIO": "sdscratch.training.checkpoints",

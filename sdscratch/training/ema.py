@@ -1,7 +1,8 @@
-"""The averaged network: a network of its own, updated once per optimizer step and evaluated directly, never swapped in."""
+"""Averaged networks: networks of their own, updated once per optimizer step and evaluated directly, never swapped in."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from copy import deepcopy
 from typing import Any
 
@@ -9,23 +10,20 @@ import torch
 from torch import Tensor, nn
 
 
-class Ema:
-    """Exponential moving average of a network's weights, in float32.
+class Average(ABC):
+    """A moving average of a network's weights, in float32; its kinds differ in how fast they forget.
 
-    After n updates the next one uses decay min(d, (1 + n) / (10 + n)), so that the random initial weights leave the average
-    within the first hundred steps, however large d is. Floating-point buffers are averaged like weights; others are copied.
+    Floating-point buffers are averaged like weights; others are copied.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"the EMA decay is {decay}, but must lie in [0, 1)")
+    def __init__(self, network: nn.Module) -> None:
         self.network = deepcopy(network).float().eval().requires_grad_(False)
-        self.max_decay, self.num_updates = decay, 0
+        self.num_updates = 0
 
     @property
+    @abstractmethod
     def decay(self) -> float:
-        """Of the latest update; 0 before any."""
-        return min(self.max_decay, self.num_updates / (9 + self.num_updates))
+        """What the latest update has kept of the average before it; 0 before any."""
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
@@ -41,12 +39,33 @@ class Ema:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and counter, plain types only."""
-        return {"weights": self.network.state_dict(), "num_updates": self.num_updates, "max_decay": self.max_decay}
+        return {"weights": self.network.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where `state` was saved; the decay stays the configured one. Raises on missing or unexpected keys."""
         self.network.load_state_dict(state["weights"], strict=True)
         self.num_updates = int(state["num_updates"])
+
+
+class Ema(Average):
+    """Exponential moving average.
+
+    After n updates the next one uses decay min(d, (1 + n) / (10 + n)), so that the random initial weights leave the average
+    within the first hundred steps, however large d is.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the EMA decay is {decay}, but must lie in [0, 1)")
+        super().__init__(network)
+        self.max_decay = decay
+
+    @property
+    def decay(self) -> float:
+        return min(self.max_decay, self.num_updates / (9 + self.num_updates))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "max_decay": self.max_decay}
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

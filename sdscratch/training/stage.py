@@ -21,7 +21,7 @@ from sdscratch.data.grid import CaptionedImages
 from sdscratch.errors import ConfigError
 from sdscratch.models.weights import misfits
 from sdscratch.training import ranks
-from sdscratch.training.ema import Ema
+from sdscratch.training.ema import Average, Ema
 from sdscratch.training.injection import disturb
 from sdscratch.training.optim import parameter_groups
 
@@ -94,6 +94,7 @@ class Stage(L.LightningModule, ABC):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.ema = Ema(network, ema_decay)
+        self.further_averages: list[Average] = []  # updated with it; whoever adds one saves it
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]  # as many as parameter_groups makes
         defaults = optimizer(groups).defaults  # it refuses wrong settings here
@@ -194,7 +195,8 @@ class Stage(L.LightningModule, ABC):
             else:
                 scaler.step(optimizer.optimizer)
             self.constrain()
-            self.ema.update(self.network)
+            for average in (self.ema, *self.further_averages):
+                average.update(self.network)
         if scaler is not None:
             scaler.update()
 
@@ -243,7 +245,8 @@ class Stage(L.LightningModule, ABC):
     # What travels with the run
 
     def on_fit_start(self) -> None:
-        self.ema.network.to(self.device)
+        for average in (self.ema, *self.further_averages):
+            average.network.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state_dict()

@@ -109,6 +109,17 @@ def test_every_checkpoint_that_is_kept_counts():
     assert footprint.checkpoints(compose("doctor", ["callbacks.checkpoints=null"])) == 0
 
 
+def test_further_averages_count_in_every_checkpoint_and_in_their_snapshots():
+    words = ["model=unet_tiny", "max_steps=100"]
+    alone = footprint.footprint(compose("doctor", words))
+    averages = "callbacks.posthoc_ema={every: 30, lengths: [0.05, 0.1, 0.2]}"
+    tracked = footprint.footprint(compose("doctor", [*words, "callbacks=posthoc_ema", averages]))
+    of_one = sum(4 * weight.numel() for weight in footprint.network(compose("doctor", words)).parameters())
+    assert tracked.checkpoint - alone.checkpoint == 3 * of_one and alone.snapshots == 0
+    assert tracked.snapshots == 4 * 3 * of_one  # after 30, 60, 90 and 100 steps
+    assert tracked.total == tracked.checkpoint * tracked.kept + tracked.snapshots
+
+
 def test_a_disk_with_room_is_ok_and_left_as_it_was(tmp_path):
     found = list(disk(tmp_path / "runs" / "try1", checkpoint=10**6, kept=3))
     assert levels(found) == {"space": "ok", "disk": "ok"}

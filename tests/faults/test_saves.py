@@ -64,6 +64,20 @@ def test_whoever_dies_before_the_first_checkpoint_takes_the_same_first_weights_a
     assert run.lineage() == finished(*init).run.lineage()
 
 
+@pytest.mark.parametrize("point", ["tmp", "rename"])
+def test_whoever_dies_inside_a_snapshot_of_the_averages_writes_the_same_one_again(
+    server, train_words, finished, tmp_path, point
+):
+    tracked = (*RUN, "callbacks=posthoc_ema", "callbacks.posthoc_ema.every=6", "callbacks.checkpoints.every=8")
+    words = train_words(tmp_path, *tracked, "resume_from=auto")
+    assert server.attempt(words, env={"SDS_CRASH_AT": f"save:{point}"}).rc == 9
+    assert server.attempt(words).rc == 0
+    run, reference = RunFolder(tmp_path / "tiny"), finished(*tracked).run
+    assert_same_run(run, reference)
+    snapshots = [{p.name: p.read_bytes() for p in (r.path / "posthoc_ema").iterdir()} for r in (run, reference)]
+    assert snapshots[0] == snapshots[1] and len(snapshots[0]) == 4
+
+
 # The disk is full
 
 
