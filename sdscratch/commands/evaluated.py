@@ -65,9 +65,9 @@ class Subject:
 
     @cached_property
     def device(self) -> str:
-        import torch
+        from sdscratch.devices import best_device
 
-        return str(self.cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return str(self.cfg.device or best_device())
 
     @cached_property
     def pipe(self) -> TextToImage:
