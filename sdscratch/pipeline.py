@@ -32,11 +32,8 @@ from sdscratch.diffusion import (
     guided_within,
 )
 from sdscratch.errors import ConfigError, check_choice, check_whole
-from sdscratch.interop.diffusers_folder import find_model_folder, load_model_folder
-from sdscratch.interop.model_file import ModelFile
-from sdscratch.interop.raw_weights import raw_weights
+from sdscratch.interop.model_source import load_model, raw_weights
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
-from sdscratch.run_folder import RunFolder
 from sdscratch.sampling_settings import SamplingDefaults, SamplingSettings, texts_of
 
 Weights = Literal["ema", "raw"]
@@ -68,26 +65,20 @@ class TextToImage:
     def from_pretrained(
         cls, model: str | Path, device: str | None = None, dtype: str = "fp32", tiling: bool = False
     ) -> TextToImage:
-        """Read a finished run, a model folder (ours, or any StableDiffusionPipeline of SD 1.x kind), or a cached hub id.
-
-        Or one file as `sdscratch import` takes them, of the averaged weights, with what is beside it and in the hub's cache.
+        """Read a finished run, a checkpoint of any run, a model folder, a cached hub id or a single file: see `load_model`.
 
         device: None means the GPU where there is one. dtype: of all networks, fp32, fp16 or bf16; what samplers compute stays
         in float32. tiling: decode pictures one by one and in overlapping parts, for little memory.
         Raises DataError when there is no model or it is damaged, ConfigError for a device or dtype that cannot be used.
         """
         number_type = dtype_of(dtype)
-        is_file = Path(model).is_file()
-        found = ModelFile(Path(model)).load() if is_file else load_model_folder(find_model_folder(model))
-        unet, encoders, noise_schedule, prediction_type, about = found
+        unet, encoders, noise_schedule, prediction_type, about = load_model(model)
         known = {field.name for field in fields(SamplingDefaults)}
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
         side = unet.config["sample_size"] or 64  # as diffusers takes null
         size = (side[0] if isinstance(side, list | tuple) else side) * downsampling_factor(encoders.vae)
         defaults = SamplingDefaults(**{"size": size, **given})
-        run = RunFolder(model)
-        load_raw = partial(raw_weights, unet, run) if run.checkpoints() else None
-        pipe = cls(unet, encoders, noise_schedule, prediction_type, defaults, load_raw)
+        pipe = cls(unet, encoders, noise_schedule, prediction_type, defaults, partial(raw_weights, model, unet))
         if tiling:
             encoders.vae.enable_slicing()
             encoders.vae.enable_tiling()
