@@ -53,11 +53,11 @@ def draw(pipe: TextToImage, cfg: DictConfig, prompts: list[str], folder: Picture
     each = range(cfg.num_per_prompt)
     negatives = [negative for negative in negatives_of(cfg, len(prompts)) for _ in each]
     prompts = [prompt for prompt in prompts for _ in each]
-    made_by = about(cfg, pipe)
+    made_by, picture = about(cfg, pipe), initial_image(cfg.init_image)
 
     def write(i: int, image: Image.Image) -> None:
         own = {"prompt": prompts[i], "negative_prompt": negatives[i], "seed": cfg.seed + i}
-        print(folder.write(f"{safe_name(prompts[i])}_{cfg.seed + i}", image, own | made_by), flush=True)
+        print(folder.write(f"{safe_name(prompts[i])}_{cfg.seed + i}", image, made_by | own), flush=True)
 
     with drawing_bar() as progress:
         images = pipe(
@@ -65,7 +65,7 @@ def draw(pipe: TextToImage, cfg: DictConfig, prompts: list[str], folder: Picture
             negatives,
             seed=cfg.seed,
             weights=cfg.weights,
-            init_image=initial_image(cfg.init_image),
+            init_image=picture,
             batch_size=cfg.batch_size,
             progress=progress,
             ready=write,

@@ -43,13 +43,14 @@ def compare(cfg: DictConfig, prompts: list[str], folder: PictureFolder) -> None:
         raise ConfigError(f"compare={cfg.compare} would draw {pictures} pictures: expected at most {MOST_PICTURES}")
     drawn: dict[tuple[int, int], list[Image.Image]] = {}  # by numbers of prompt and choice, a picture for each seed
     made_by: dict[str, Any] = {}
+    picture = initial_image(cfg.init_image)
     with drawing_bar() as progress:
         for number, choice, pipe in _with_their_models(cfg, choices):
             made_by = made_by or about(cfg, pipe)
             chosen = _configured(cfg, choice)
             negatives = negatives_of(chosen, len(prompts))
             for place, prompt in enumerate(prompts):
-                drawn[place, number] = _draw(pipe, chosen, prompt, negatives[place])
+                drawn[place, number] = _draw(pipe, chosen, prompt, negatives[place], picture)
                 progress(sum(map(len, drawn.values())), pictures)
     for place, prompt in enumerate(prompts):
         grid = _grid(cfg, axes, [drawn[place, number] for number in range(len(choices))], prompt)
@@ -122,14 +123,16 @@ def _configured(cfg: DictConfig, choice: Choice) -> DictConfig:
     return configured
 
 
-def _draw(pipe: TextToImage, cfg: DictConfig, prompt: str, negative: str) -> list[Image.Image]:
+def _draw(
+    pipe: TextToImage, cfg: DictConfig, prompt: str, negative: str, picture: Image.Image | None
+) -> list[Image.Image]:
     """A picture for each seed."""
     return pipe(
         [prompt] * cfg.num_per_prompt,
         negative,
         seed=cfg.seed,
         weights=cfg.weights,
-        init_image=initial_image(cfg.init_image),
+        init_image=picture,
         batch_size=cfg.batch_size,
         **settings_of(cfg),
     )

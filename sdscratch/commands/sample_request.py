@@ -109,7 +109,7 @@ def load(cfg: DictConfig, model: str | None = None) -> TextToImage:
 def about(cfg: DictConfig, pipe: TextToImage) -> dict[str, Any]:
     """All that the pictures of this configuration have in common, by the names under which it can be asked for again."""
     known = {"model": cfg.model, **pipe.defaults.settings(**settings_of(cfg)).as_dict()}
-    known |= {"weights": cfg.weights, "dtype": cfg.dtype, "init_image": cfg.init_image}
+    known |= {name: cfg[name] for name in ("weights", "dtype", "negative_prompt", "init_image")}
     if cfg.init_image is None:
         del known["strength"]
     return {name: value for name, value in known.items() if value is not None}
