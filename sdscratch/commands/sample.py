@@ -57,7 +57,7 @@ def draw(pipe: TextToImage, cfg: DictConfig, prompts: list[str], folder: Picture
 
     def write(i: int, image: Image.Image) -> None:
         own = {"prompt": prompts[i], "negative_prompt": negatives[i], "seed": cfg.seed + i}
-        print(folder.write(f"{safe_name(prompts[i])}_{cfg.seed + i}", image, made_by | own), flush=True)
+        print(folder.write(f"{safe_name(prompts[i])}_{cfg.seed + i}", image, own | made_by | own), flush=True)
 
     with drawing_bar() as progress:
         images = pipe(
