@@ -71,7 +71,8 @@ class ShardFolder:
         Raises DataError for a folder that holds, finished or not, what something else has made, and for tars of
         another origin: neither is ever touched. RunFolderError while another process writes it.
         """
-        if (manifest := self._present()) is None:
+        manifest = self._present()
+        if manifest is None or (self.path / LOCK).exists():  # somebody may be at it, or was killed at its very end
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -165,9 +166,9 @@ class ShardFolder:
 
     def _tidy(self) -> None:
         """Remove what only an unfinished folder needs, and let others in."""
-        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED, self.path / LOCK):
+        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED):
             leftover.unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.remove()
 
     def _side_car(self, name: str) -> Path:
         return self.path / f"{name}.json"
