@@ -29,8 +29,9 @@ BAD = (
 )
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "txt", "json", "latent.npy", "text.npy")
 
-KEY = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)
+KEY = re.compile(r"[\w\-](?:[\w\-/ ]{0,78}[\w\- ])?", re.ASCII)
 """What the key of a sample may be. No dot: a suffix starts at the first one."""
+KEY_IN_WORDS = "up to 80 letters, digits, '_', '-', '/' and spaces in ASCII, no '/' or space first, no '/' last"
 
 Members = dict[str, bytes]  # suffix -> content
 Sample = tuple[str, Members]  # with its key
@@ -225,8 +226,8 @@ def _write_tar(path: Path, samples: list[Sample]) -> Shard:
             for key, members in samples:
                 if not KEY.fullmatch(key) or not members.keys() <= set(SUFFIXES):
                     raise DataError(
-                        f"cannot write sample {key!r} with members {sorted(members)}: keys are up to 80 letters, "
-                        f"digits, '_', '-', '/' and spaces, members are of {', '.join(SUFFIXES)}."
+                        f"cannot write sample {key!r} with members {sorted(members)}: keys are {KEY_IN_WORDS}; "
+                        f"members are of {', '.join(SUFFIXES)}."
                     )
                 for suffix in sorted(members):
                     member = tarfile.TarInfo(f"{key}.{suffix}")  # defaults: mode 0644, uid, gid and mtime 0
