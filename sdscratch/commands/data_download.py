@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_out import fallen, out_folder
+from sdscratch.commands.data_fallen import fallen
+from sdscratch.commands.data_paths import in_path, out_folder, required
 from sdscratch.config import build
 from sdscratch.console import progress_bar
 from sdscratch.errors import ConfigError
@@ -16,7 +15,7 @@ from sdscratch.prepare.download.url_rows import UrlRows
 
 def run(cfg: DictConfig) -> None:
     """Download the rows of `path` into `out`."""
-    out = out_folder(cfg)
+    path, out = in_path(cfg), out_folder(cfg)
     with progress_bar("downloading") as progress:
 
         def show(count: Count) -> None:
@@ -24,7 +23,7 @@ def run(cfg: DictConfig) -> None:
 
         settings = (cfg.source, cfg.licence, cfg.shard_size, cfg.workers)
         downloader = Downloader(build(cfg.pictures), build(cfg.manners), *settings, progress=show)
-        rows = UrlRows(Path(cfg.path))
+        rows = UrlRows(path)
         if cfg.engine == "local":
             manifest = downloader.write(rows, out)
         else:
@@ -38,9 +37,5 @@ def run(cfg: DictConfig) -> None:
 def _python(cfg: DictConfig) -> str:
     if cfg.engine != "img2dataset":
         raise ConfigError(f"engine={cfg.engine!r} is unknown; expected local or img2dataset")
-    if not cfg.img2dataset_python:
-        raise ConfigError(
-            "engine=img2dataset runs in an environment of its own: `python -m venv V; V/bin/pip install img2dataset`, "
-            "then img2dataset_python=V/bin/python"
-        )
-    return str(cfg.img2dataset_python)
+    how = "`python -m venv V; V/bin/pip install img2dataset`, then img2dataset_python=V/bin/python"
+    return required(cfg, "img2dataset_python", f"an environment of its own: {how}")
