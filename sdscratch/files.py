@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -179,10 +181,17 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
     write_atomically(path, lambda file: file.write(text.encode()), job)
 
 
+def read_bytes(path: Path) -> bytes:
+    """All of a file. Raises OSError; also for what is none: a pipe would be waited for, and a device has no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What write_json has written; {} where there is nothing of the kind."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_bytes(path)) if path.is_file() else {}
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from sdscratch.data.captions import record_of
 from sdscratch.data.manifest import MANIFEST, Manifest, Shard
-from sdscratch.errors import CannotWriteError, DataError
+from sdscratch.errors import CannotWriteError, DataError, check_whole
 from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
@@ -29,6 +29,7 @@ BAD = (
 )
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "txt", "json", "latent.npy", "text.npy")
 
+LARGEST = 1_000_000  # samples of a shard
 KEY = re.compile(r"[\w\-](?:[\w\-/ ]{0,78}[\w\- ])?", re.ASCII)
 """What the key of a sample may be. No dot: a suffix starts at the first one."""
 KEY_IN_WORDS = "up to 80 letters, digits, '_', '-', '/' and spaces in ASCII, no '/' or space first, no '/' last"
@@ -73,6 +74,11 @@ class Noted:
             return cls(**fields)
         except (KeyError, TypeError):
             return None
+
+
+def check_shard_size(size: object) -> None:
+    """Raise ConfigError unless a shard may have so many samples: it is in memory until it is whole."""
+    check_whole("shard_size", size, most=LARGEST)
 
 
 def shard_name(number: int) -> str:

@@ -81,6 +81,7 @@ def test_a_password_in_a_url_is_written_nowhere(server, tmp_path, capsys):
         ("out=", "out is empty"),
         ("pictures.size=0", "size is 0"),
         ("shard_size=0", "shard_size is 0"),
+        ("shard_size=99999999999999999999", "at least 1 and at most 1000000"),
         ("workers=-1", "workers is -1"),
         ("manners.per_host=0", "per_host is 0"),
         ("manners.per_hots=1", "per_hots"),

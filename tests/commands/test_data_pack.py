@@ -96,6 +96,7 @@ def test_bad_samples_of_adopted_tars_are_told_of(photos, tmp_path, capsys):
         (["kind=coco", "crop=people"], "takes 'person' | 'none', found the string 'people'"),
         (["kind=coco", "pictures.sise=512"], "did you mean 'pictures.size'"),
         (["shard_size=0"], "shard_size is 0"),
+        (["shard_size=99999999999999999999"], "at least 1 and at most 1000000"),
         (
             ["pictures.crop=left"],
             "takes 'none' | 'centre' | 'smart', found the string 'left'",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import Dropped, Sample, ShardFolder, shard_name
+from sdscratch.data.shards import Dropped, Sample, ShardFolder, check_shard_size, shard_name
 from sdscratch.errors import check_whole
 from sdscratch.prepare.download import again
 from sdscratch.prepare.download.url_rows import Row, UrlRows
@@ -58,7 +58,7 @@ class Downloader:
     progress: Callable[[Count], None] = silent
 
     def __post_init__(self) -> None:
-        check_whole("shard_size", self.shard_size)
+        check_shard_size(self.shard_size)
         check_whole("workers", self.workers, least=0)
 
     def write(self, rows: UrlRows, out: Path) -> Manifest:

@@ -100,7 +100,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         files = [path] if path.is_file() else []
     else:
-        by_kind = [sorted(file for file in path.iterdir() if file.suffix.lower() == kind) for kind in READERS]
+        there = sorted(filter(Path.is_file, path.iterdir()))
+        by_kind = [[file for file in there if file.suffix.lower() == kind] for kind in READERS]
         files = next(filter(None, by_kind), [])
     if not files or files[0].suffix.lower() not in READERS:
         raise DataError(f"no rows in {path}: expected a file, or a folder of files, of {', '.join(READERS)}")

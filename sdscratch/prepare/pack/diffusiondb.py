@@ -50,7 +50,7 @@ class DiffusionDB:
     @cached_property
     def archives(self) -> list[str]:
         root = require_folder(Path(self.path), "DiffusionDB's part-*.zip")
-        found = sorted(str(path.relative_to(root)) for path in root.rglob("part-*.zip"))
+        found = sorted(str(path.relative_to(root)) for path in root.rglob("part-*.zip") if path.is_file())
         if len({Path(name).stem for name in found}) != len(found):
             raise DataError(f"{root} holds two zips of one name: expected each part of DiffusionDB once.")
         return found

@@ -71,7 +71,7 @@ class Folder:
                 prefix + name
                 for name in files
                 if is_picture(name)
-                or name in TABLES
+                or (name in TABLES and os.path.isfile(os.path.join(folder, name)))
                 or (self._is_side_car(name) and name.rpartition(".")[0] in pictures)
             ]
         return tuple(sorted(found))

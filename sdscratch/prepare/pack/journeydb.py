@@ -47,7 +47,7 @@ class JourneyDB:
     @cached_property
     def archives(self) -> list[str]:
         folder = require_folder(Path(self.path) / "imgs", "JourneyDB's 000.tgz and so on (set path=.../data/train)")
-        return sorted(path.name for path in folder.glob("*.tgz"))
+        return sorted(path.name for path in folder.glob("*.tgz") if path.is_file())
 
     @cached_property
     def annotations_file(self) -> Path:

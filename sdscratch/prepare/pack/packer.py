@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 from sdscratch.data.captions import captions_of
 from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import Dropped, Sample, ShardFolder
-from sdscratch.errors import DataError, check_choice, check_whole
+from sdscratch.data.shards import Dropped, Sample, ShardFolder, check_shard_size
+from sdscratch.errors import DataError, check_choice
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import Collection, Found, Part
 from sdscratch.prepare.pictures import Form, Picture
@@ -40,7 +40,7 @@ class Packer:
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self) -> None:
-        check_whole("shard_size", self.shard_size)
+        check_shard_size(self.shard_size)
         check_choice("on_bad", self.on_bad, get_args(OnBad))
 
     def pack(self, collection: Collection, out: Path) -> Manifest:
