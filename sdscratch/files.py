@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -40,22 +42,25 @@ class FolderLock:
 
     def take(self) -> None:
         """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made."""
+        while not self.is_held:
+            try:
+                self._file = (self.folder / LOCK).open("a+b", buffering=0)
+            except OSError as error:
+                raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._file.seek(0)
+                holder = self._file.read().decode() or "unknown"
+                self.release()
+                raise RunFolderError(
+                    f"{self.folder} is in use by process {holder}. Wait for it, or {self.instead}"
+                ) from error
+            if not self._is_there():  # whoever held it has removed it meanwhile: the next one would make another
+                self.release()
         try:
-            self._file = (self.folder / LOCK).open("a+b", buffering=0)
-        except OSError as error:
-            raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().decode() or "unknown"
-            self.release()
-            raise RunFolderError(
-                f"{self.folder} is in use by process {holder}. Wait for it, or {self.instead}"
-            ) from error
-        try:
-            self._file.truncate(0)
-            self._file.write(str(os.getpid()).encode())
+            self._file.truncate(0)  # type: ignore[union-attr]
+            self._file.write(str(os.getpid()).encode())  # type: ignore[union-attr]
         except OSError as error:
             self.release()
             raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
@@ -70,6 +75,28 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def remove(self) -> None:
+        """Let others in, and leave no file behind."""
+        if self.is_held:  # else it may be another's
+            (self.folder / LOCK).unlink(missing_ok=True)
+        self.release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Take it for a while, then remove it. Raises as `take` does."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.remove()
+
+    def _is_there(self) -> bool:
+        """Whether what is locked is still the file of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.folder / LOCK))  # type: ignore[union-attr]
+        except OSError:
+            return False
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str = "") -> None:
@@ -154,10 +181,17 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
     write_atomically(path, lambda file: file.write(text.encode()), job)
 
 
+def read_bytes(path: Path) -> bytes:
+    """All of a file. Raises OSError; also for what is none: a pipe would be waited for, and a device has no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What write_json has written; {} where there is nothing of the kind."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_bytes(path)) if path.is_file() else {}
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

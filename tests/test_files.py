@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 import torch
 from tiny import files_of_at_most
 
-from sdscratch.errors import CannotWriteError
-from sdscratch.files import remove_halves, write_atomically, write_json
+from sdscratch.errors import CannotWriteError, RunFolderError
+from sdscratch.files import LOCK, FolderLock, remove_halves, write_atomically, write_json
 
 
 def test_json_is_readable_and_keeps_its_order(tmp_path):
@@ -85,3 +86,32 @@ def test_a_folder_that_cannot_be_is_an_error_that_names_the_path(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CannotWriteError, match="file/a.json"):
         write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_a_lock_that_its_holder_has_removed_keeps_nobody_out_of_the_next_ones_folder(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the one who held it is done, and removes it: what is locked is a ghost."""
+    first, waiting = FolderLock(tmp_path), FolderLock(tmp_path)
+    first.take()
+    lock, calls = fcntl.lockf, list[int]()
+
+    def lock_too_late(*arguments: object) -> None:
+        if not calls:
+            first.remove()
+        calls.append(1)
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", lock_too_late)
+    waiting.take()
+    assert len(calls) == 2 and (tmp_path / LOCK).exists()
+    code = "import sys; from pathlib import Path; from sdscratch.files import FolderLock; FolderLock(Path(sys.argv[1])).take()"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert f"is in use by process {os.getpid()}" in done.stderr
+
+
+def test_a_lock_for_a_while_leaves_nothing_behind_and_lets_others_in_after_an_error(tmp_path):
+    with pytest.raises(RunFolderError, match="from within"), FolderLock(tmp_path).held():
+        assert (tmp_path / LOCK).exists()
+        raise RunFolderError("from within")
+    assert not list(tmp_path.iterdir())
+    with FolderLock(tmp_path).held():
+        pass

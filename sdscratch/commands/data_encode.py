@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_out import fallen, out_folder
+from sdscratch.commands.data_fallen import fallen
+from sdscratch.commands.data_paths import in_path, optional, out_folder, required
 from sdscratch.console import progress_bar
 from sdscratch.prepare.encode.encoding import Encoding
 from sdscratch.run_folder import RunFolder
@@ -15,13 +14,13 @@ from sdscratch.run_folder import RunFolder
 
 def run(cfg: DictConfig) -> None:
     """Encode `path` into `out` with the VAE of `model`, and the captions with the text encoder of `text`."""
-    out = out_folder(cfg)
+    out, text = out_folder(cfg), optional(cfg, "text")
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoding = Encoding(
-        source=Path(cfg.path),
+        source=in_path(cfg),
         out=out,
-        vae=_networks(cfg.model),
-        text=_networks(cfg.text) if cfg.text else None,
+        vae=_networks(required(cfg, "model", "a run, a model folder or a hub id")),
+        text=None if text is None else _networks(text),
         resolution=cfg.resolution,
         flips=cfg.flips,
         on_bad=cfg.on_bad,

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
-from sdscratch.commands.data_out import out_folder
+from sdscratch.commands.data_paths import out_folder, required
 from sdscratch.config import build
 from sdscratch.console import progress_bar
 from sdscratch.prepare.fetch.fetch import Fetch, size_in_words
@@ -18,8 +18,8 @@ from sdscratch.prepare.fetch.sources import Mirror
 def run(cfg: DictConfig) -> None:
     """Fetch the files of `source` into `out`. At a terminal it asks first, unless `yes`."""
     out, source = out_folder(cfg), build(cfg.source)
-    if cfg.mirror:
-        source = Mirror(source, Path(cfg.mirror))
+    if cfg.mirror is not None:
+        source = Mirror(source, Path(required(cfg, "mirror", "a folder, or null for the source itself")))
     fetch = Fetch(source, out, source.files())
     for line in fetch.said():
         print(line)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_out import out_folder
+from sdscratch.commands.data_paths import in_path, out_folder
 from sdscratch.config import build
 from sdscratch.console import progress_bar, warn
 from sdscratch.prepare.filter.filter import Filter
@@ -14,10 +12,10 @@ from sdscratch.prepare.filter.filter import Filter
 
 def run(cfg: DictConfig) -> None:
     """Filter `path` into `out` by `rules`."""
-    out = out_folder(cfg)
+    path, out = in_path(cfg), out_folder(cfg)
     with progress_bar("filtering") as progress:
         settings = (cfg.on_missing, cfg.on_bad, cfg.memory, cfg.engine, cfg.workers)
-        funnel = Filter(build(cfg.rules), *settings, progress).write(Path(cfg.path), out)
+        funnel = Filter(build(cfg.rules), *settings, progress).write(path, out)
     for rule, columns in funnel.skipped.items():
         warn(f"{rule} was not applied to {sum(columns.values()):,} rows, which have no {' and no '.join(columns)}")
     for name, why in funnel.unreadable.items():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_out import fallen, out_folder
+from sdscratch.commands.data_fallen import fallen
+from sdscratch.commands.data_paths import in_path, optional, out_folder
 from sdscratch.config import build
 from sdscratch.console import progress_bar, warn
 from sdscratch.errors import ConfigError
@@ -16,6 +17,7 @@ from sdscratch.prepare.pack.packer import Packer
 
 def run(cfg: DictConfig) -> None:
     """Pack the collection at `path` into `out`, or adopt the tars at `path`."""
+    in_path(cfg)  # which is the collection's
     collection = build(cfg.collection)
     if isinstance(collection, Tars):
         _adopt(cfg, collection)
@@ -28,7 +30,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def _adopt(cfg: DictConfig, tars: Tars) -> None:
-    if cfg.out and Path(cfg.out) != Path(tars.path):
+    if (out := optional(cfg, "out")) is not None and Path(out) != Path(tars.path):
         raise ConfigError("kind=webdataset adopts tars where they are: leave out= empty")
     with progress_bar("checking") as progress:
         manifest = tars.adopt(cfg.on_bad, cfg.engine, cfg.workers, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_out import out_folder
+from sdscratch.commands.data_paths import out_folder
 from sdscratch.data.shapes import write_shapes
 from sdscratch.errors import check_whole
 

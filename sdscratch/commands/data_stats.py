@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_out import out_folder
+from sdscratch.commands.data_paths import in_path, optional, out_folder
 from sdscratch.console import progress_bar
 from sdscratch.errors import DataError
 from sdscratch.prepare.stats.contact import contact
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def run(cfg: DictConfig) -> None:
     """Count what `path` holds and write the page about it to `out`."""
-    path, out = Path(cfg.path), out_folder(cfg)
-    counter, vae = (None, None) if cfg.model is None else _parts_of(cfg.model)
+    path, out, model = in_path(cfg), out_folder(cfg), optional(cfg, "model")
+    counter, vae = (None, None) if model is None else _parts_of(model)
     with progress_bar("counting") as progress:
         stats = collect(path, counter, cfg.engine, cfg.workers, progress)
     page = write_page(out, str(path), stats, *contact(path, vae))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_paths import in_path
 from sdscratch.console import progress_bar
 from sdscratch.errors import DataError
 from sdscratch.prepare.verify import verify
@@ -16,7 +15,7 @@ SHOWN = 20
 def run(cfg: DictConfig) -> None:
     """Print what is wrong with `path`; raise DataError naming the shards if anything is."""
     with progress_bar("verifying") as progress:
-        verdict = verify(Path(cfg.path), cfg.decode, cfg.engine, cfg.workers, progress)
+        verdict = verify(in_path(cfg), cfg.decode, cfg.engine, cfg.workers, progress)
     for problem in verdict.problems[:SHOWN]:
         print(problem)
     if len(verdict.problems) > SHOWN:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdscratch.errors import DataError
-from sdscratch.files import write_json
+from sdscratch.files import read_bytes, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -57,7 +57,7 @@ class Manifest:
         """The manifest of a folder; None where there is none. Raises DataError when it cannot be understood."""
         path = Path(folder) / MANIFEST
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(read_bytes(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, RecursionError) as error:

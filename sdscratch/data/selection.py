@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sdscratch.errors import DataError
-from sdscratch.files import write_atomically, write_json
+from sdscratch.files import read_bytes, write_atomically, write_json
 
 FORMAT = 1
 SELECTION = "selection.json"
@@ -62,15 +62,17 @@ class Selection:
         """The selection in a folder; None where there is none. Raises DataError when it is damaged."""
         path = folder / SELECTION
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(read_bytes(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is damaged ({error}). Delete {folder} and select again.") from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}. Mend that, or move it away.") from error
         try:
             if fields["format"] != FORMAT:
                 raise DataError(f"{path} has format {fields['format']!r}, this version reads {FORMAT}. Select again.")
-            data = (folder / ROWS).read_bytes()
+            data = read_bytes(folder / ROWS)
             rows = np.load(io.BytesIO(data), allow_pickle=False)
             names = (str(fields["source"]), str(fields["source_fingerprint"]), str(fields["where"]))
             selection = cls(*names, int(fields["total"]), rows)

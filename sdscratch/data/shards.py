@@ -13,13 +13,13 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sdscratch.data.captions import record_of
 from sdscratch.data.manifest import MANIFEST, Manifest, Shard
-from sdscratch.errors import CannotWriteError, DataError
+from sdscratch.errors import CannotWriteError, DataError, check_whole
 from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
@@ -29,8 +29,10 @@ BAD = (
 )
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "txt", "json", "latent.npy", "text.npy")
 
-KEY = re.compile(r"[\w\-][\w\-/ ]{0,79}", re.ASCII)
+LARGEST = 1_000_000  # samples of a shard
+KEY = re.compile(r"[\w\-](?:[\w\-/ ]{0,78}[\w\- ])?", re.ASCII)
 """What the key of a sample may be. No dot: a suffix starts at the first one."""
+KEY_IN_WORDS = "up to 80 letters, digits, '_', '-', '/' and spaces in ASCII, no '/' or space first, no '/' last"
 
 Members = dict[str, bytes]  # suffix -> content
 Sample = tuple[str, Members]  # with its key
@@ -42,6 +44,41 @@ class Dropped(NamedTuple):
     key: str
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What is noted of a shard until its folder is finished. shard: None where all of its samples were dropped."""
+
+    shard: Shard | None
+    kinds: list[str]
+    sources: dict[str, int]
+    licences: dict[str, int]
+    dropped: list[Dropped]
+
+    @classmethod
+    def of(cls, shard: Shard | None, kinds: Iterable[str], records: list[dict[str, Any]], fell: list[Dropped]) -> Noted:
+        """kinds: "images", "latents". records: of its samples; sources and licences are counted from them."""
+        sources, licences = (
+            dict(Counter(str(record.get(field, "unknown")) for record in records)) for field in ("source", "licence")
+        )
+        return cls(shard, sorted(set(kinds)), sources, licences, fell)
+
+    @classmethod
+    def read(cls, path: Path) -> Noted | None:
+        """None where there is nothing of the kind."""
+        fields = read_json(path)
+        try:
+            fields["shard"] = None if fields["shard"] is None else Shard(**fields["shard"])
+            fields["dropped"] = [Dropped(*dropped) for dropped in fields["dropped"]]
+            return cls(**fields)
+        except (KeyError, TypeError):
+            return None
+
+
+def check_shard_size(size: object) -> None:
+    """Raise ConfigError unless a shard may have so many samples: it is in memory until it is whole."""
+    check_whole("shard_size", size, most=LARGEST)
 
 
 def shard_name(number: int) -> str:
@@ -71,7 +108,8 @@ class ShardFolder:
         Raises DataError for a folder that holds, finished or not, what something else has made, and for tars of
         another origin: neither is ever touched. RunFolderError while another process writes it.
         """
-        if (manifest := self._present()) is None:
+        manifest = self._present()
+        if manifest is None or (self.path / LOCK).exists():  # somebody may be at it, or was killed at its very end
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -110,47 +148,57 @@ class ShardFolder:
 
     def has(self, name: str) -> bool:
         """Whether that shard was written already, by this job or by one that was stopped."""
-        side_car = read_json(self._side_car(name))
-        if not side_car.keys() >= {"shard", "kinds", "sources", "licences", "dropped"}:
-            return False
-        return side_car["shard"] is None or self._holds(side_car["shard"])
+        noted = self.noted(name)
+        return noted is not None and (noted.shard is None or self._holds(noted.shard))
+
+    def noted(self, name: str) -> Noted | None:
+        """What is noted of that shard; None where it is not, or where the folder is finished."""
+        return Noted.read(self._side_car(name))
 
     def write(self, name: str, samples: Iterable[Sample | Dropped]) -> None:
-        """Write one shard, and beside it what `finish` needs to know of it.
+        """Write one shard, or write it anew, and beside it what `finish` needs to know of it.
 
         Sources and licences are counted from each sample's `json` member. A shard of which everything was dropped
         makes no tar. Raises DataError for keys and suffixes that a reader would refuse, and for a key that comes twice.
         """
         dropped = list[Dropped]()
         kept = list(_kept(samples, dropped))
+        self._side_car(name).unlink(missing_ok=True)  # it must never be that of another tar
         shard = _write_tar(self.path / name, kept) if kept else None
-        records = [record_of(members) for _, members in kept]
-        side_car = {
-            "shard": asdict(shard) if shard else None,
-            "kinds": sorted({"latents" if "latent.npy" in members else "images" for _, members in kept}),
-            "sources": Counter(str(record.get("source", "unknown")) for record in records),
-            "licences": Counter(str(record.get("licence", "unknown")) for record in records),
-            "dropped": dropped,
-        }
-        write_json(self._side_car(name), side_car)
+        kinds = ("latents" if "latent.npy" in members else "images" for _, members in kept)
+        self._note(name, Noted.of(shard, kinds, [record_of(members) for _, members in kept], dropped))
+
+    def reopen(self, notes: Iterable[tuple[str, Noted]]) -> None:
+        """Make a finished folder one again that has all its shards, but is not finished. Raises as `claim` does.
+
+        notes: of all its shards. Stopped before it has them all, the folder is still a finished one.
+        """
+        self._lock.take()
+        for name, noted in notes:
+            self._note(name, noted)
+        write_json(self.path / UNFINISHED, self.made_by)
+        (self.path / MANIFEST).unlink()
 
     def finish(self, names: Sequence[str]) -> Manifest:
         """Write the manifest of exactly these shards, all of which must have been written, and dropped.jsonl.
 
         Raises DataError when they hold no samples at all, or both images and latents.
         """
-        parts = [read_json(self._side_car(name)) for name in names]
-        kinds = sorted({kind for part in parts for kind in part["kinds"]})
-        dropped = [Dropped(*fields) for part in parts for fields in part["dropped"]]
+        parts = [noted for name in names if (noted := self.noted(name)) is not None]
+        kinds = sorted({kind for part in parts for kind in part.kinds})
+        dropped = [sample for part in parts for sample in part.dropped]
         reasons = Counter(sample.reason for sample in dropped)
+        if len(parts) != len(names):
+            raise DataError(f"{self.path} was changed while it was written. Call the same command again.")
         if len(kinds) != 1:
             why = f" All were dropped: {dict(reasons)}." if dropped else ""
             raise DataError(
                 f"nothing to write to {self.path}: expected images or latents, found {kinds or 'none'}.{why}"
             )
-        shards = tuple(Shard(**part["shard"]) for part in parts if part["shard"])
+        shards = tuple(part.shard for part in parts if part.shard)
         sources, licences = (
-            sum((Counter(part[field]) for part in parts), Counter()) for field in ("sources", "licences")
+            sum((Counter(counts) for counts in several), Counter())
+            for several in ([part.sources for part in parts], [part.licences for part in parts])
         )
 
         for stale in set(self.path.glob("*.tar")) - {self.path / shard.name for shard in shards}:
@@ -165,19 +213,22 @@ class ShardFolder:
 
     def _tidy(self) -> None:
         """Remove what only an unfinished folder needs, and let others in."""
-        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED, self.path / LOCK):
+        for leftover in (*self.path.glob("*.tar.json"), self.path / UNFINISHED):
             leftover.unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.remove()
 
     def _side_car(self, name: str) -> Path:
         return self.path / f"{name}.json"
 
-    def _holds(self, shard: dict[str, Any]) -> bool:
-        path = self.path / str(shard.get("name"))
-        return path.is_file() and path.stat().st_size == shard.get("size")
+    def _note(self, name: str, noted: Noted) -> None:
+        write_json(self._side_car(name), asdict(noted))
+
+    def _holds(self, shard: Shard) -> bool:
+        path = self.path / shard.name
+        return path.is_file() and path.stat().st_size == shard.size
 
     def _is_complete(self, manifest: Manifest) -> bool:
-        return all(self._holds(asdict(shard)) for shard in manifest.shards)
+        return all(map(self._holds, manifest.shards))
 
 
 def write_shards(
@@ -224,8 +275,8 @@ def _write_tar(path: Path, samples: list[Sample]) -> Shard:
             for key, members in samples:
                 if not KEY.fullmatch(key) or not members.keys() <= set(SUFFIXES):
                     raise DataError(
-                        f"cannot write sample {key!r} with members {sorted(members)}: keys are up to 80 letters, "
-                        f"digits, '_', '-', '/' and spaces, members are of {', '.join(SUFFIXES)}."
+                        f"cannot write sample {key!r} with members {sorted(members)}: keys are {KEY_IN_WORDS}; "
+                        f"members are of {', '.join(SUFFIXES)}."
                     )
                 for suffix in sorted(members):
                     member = tarfile.TarInfo(f"{key}.{suffix}")  # defaults: mode 0644, uid, gid and mtime 0

@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sdscratch.errors import DataError
+from sdscratch.errors import ConfigError, DataError
 
 Crop = Literal["none", "centre", "smart"]
+WIDEST = 100  # times the box: a margin beyond it is the whole picture in any case
 
 
 class Box(NamedTuple):
@@ -20,6 +21,12 @@ class Box(NamedTuple):
     top: float
     width: float
     height: float
+
+
+def check_margin(margin: float) -> None:
+    """Raise ConfigError unless it is a share of a box that `square_around` can add."""
+    if not 0 <= margin <= WIDEST:
+        raise ConfigError(f"margin is {margin}: expected a share of the box, from 0 to {WIDEST}")
 
 
 def square_around(box: Box, size: tuple[int, int], margin: float) -> tuple[int, int, int, int]:

@@ -20,6 +20,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.selection import Selection
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.prepare.condition import changing
 from sdscratch.prepare.sql import quoted
 
 BATCH = 20_000  # samples read at once
@@ -41,11 +42,13 @@ def select(
     """Write to `out` which samples of the shards in `path` fit `where`; path may be a selection itself.
 
     where: a condition as after SQL's WHERE (DuckDB's dialect), on the fields of the samples' KEY.json, `captions` as a
-        list whatever it was, `key` and `shard`. It reaches no files, settings or extensions.
+        list whatever it was, `key` and `shard`. It reaches no files, settings or extensions, and neither chance nor the clock.
     What `out` holds already, from the same samples by the same condition, is left alone.
     Raises ConfigError for a condition that cannot be understood, DataError where no sample fits it, or `out` holds
     something else.
     """
+    if not where.strip():
+        raise ConfigError("where is empty: expected a condition, as after SQL's WHERE; `true` fits all samples")
     target = _Target(path, out, where, cache)
     if (present := target.present()) is not None:
         return present
@@ -127,6 +130,11 @@ def _fitting(index: ShardIndex, where: str, progress: Callable[[int, int], None]
             raise CannotWriteError(f"cannot keep the records of {index.folder} in {folder}: {error}") from error
         samples = connection.table("samples")
         try:
+            if (found := changing(connection, where, samples.columns)) is not None:
+                raise ConfigError(
+                    f"where={where!r}: {found} chooses otherwise each time. For a share that stays the same, compare "
+                    "md5(key), as in md5(key) < '4', a quarter"
+                )
             fitting = samples.filter(where).project(_ROW).fetchnumpy()[_ROW]
         except duckdb.Error as error:
             columns = ", ".join(name for name in samples.columns if name != _ROW)

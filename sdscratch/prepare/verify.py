@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO, NamedTuple
 
-from sdscratch.data import latents
+from sdscratch.data import latents, text_states
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.images import image_member, open_image
 from sdscratch.data.index import ShardIndex, samples_of
@@ -46,6 +46,7 @@ class Found:
     keys: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     moments: Moments = field(default_factory=Moments)
+    states: tuple[int, ...] = ()  # (T, D) of the captions' states; () where there are none
 
     def wrong(self, what: str, key: str = "") -> None:
         """Note a problem."""
@@ -80,6 +81,8 @@ def verify(
     decode: decode every picture, too, which takes most of the time. progress: called with shards done, and all.
     Raises DataError where there is nothing to compare with: no folder, no manifest, or one that makes no sense.
     """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: expected one of shards")
     if (selection := Selection.read(folder)) is not None:
         ShardIndex.open(folder)  # refuses one that does not fit its source any more
         folder = selection.source_of(folder)
@@ -92,7 +95,8 @@ def verify(
     expected = {shard.name: shard for shard in manifest.shards}
     extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in expected)
     found = list[Found]()
-    for shard in map_shards(partial(_read, folder, manifest.kind, decode), manifest.shards, engine, workers):
+    read = partial(_read, folder, manifest.kind, bool(manifest.made_by.get("text")), decode)
+    for shard in map_shards(read, manifest.shards, engine, workers):
         found.append(shard)
         progress(len(found), len(expected))
     found.sort(key=lambda shard: shard.shard)
@@ -101,14 +105,15 @@ def verify(
     known = _known_bad(folder)
     problems += [problem for shard in found for problem in shard.problems if problem[:2] not in known]
     problems += [*_twice(found), *_unlike(found), *_uncounted(folder, manifest)]
-    usual = _usual_shape(found)
+    usual = _usual(shard.moments.shape for shard in found)
     moments = sum((shard.moments for shard in found if shard.moments.shape == usual), Moments())
     std = moments.std if moments.samples else None
     samples = sum(len(shard.keys) for shard in found)
     return Verdict(len(found), samples, sum(manifest.dropped.values()), len(known), std, problems)
 
 
-def _read(folder: Path, kind: Kind, decode: bool, expected: Shard) -> Found:
+def _read(folder: Path, kind: Kind, with_states: bool, decode: bool, expected: Shard) -> Found:
+    """with_states: every sample must hold its captions' states."""
     path, found = folder / expected.name, Found(expected.name)
     if path.exists() and not path.is_file():  # to open a pipe would be to wait for ever
         found.wrong("it is no file")
@@ -122,7 +127,7 @@ def _read(folder: Path, kind: Kind, decode: bool, expected: Shard) -> Found:
                 found.keys.append(key)
                 members = {suffix: _at(file, *place) for suffix, place in places.items()}
                 try:
-                    _check(members, kind, decode, found.moments)
+                    _check(members, kind, with_states, decode, found)
                 except DataError as error:
                     found.wrong(str(error), key)
     except OSError as error:
@@ -139,18 +144,25 @@ def _at(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _check(members: Members, kind: Kind, decode: bool, moments: Moments) -> None:
+def _check(members: Members, kind: Kind, with_states: bool, decode: bool, found: Found) -> None:
     """Raise DataError unless a sample can be trained on."""
-    if not captions_of(members, record_of(members)):
+    if not (captions := captions_of(members, record_of(members))):
         raise DataError("it has no caption")
     if kind == "images":
         picture = image_member(members)
         if decode:
             open_image(picture)
-    elif "latent.npy" not in members:
+        return
+    if "latent.npy" not in members:
         raise DataError("it has no latents")
-    else:
-        moments.add(latents.unpack(members["latent.npy"]))
+    found.moments.add(latents.unpack(members["latent.npy"]))
+    if "text.npy" in members:
+        shape = text_states.unpack(members["text.npy"], len(captions)).shape[1:]
+        if found.states not in ((), shape):
+            raise DataError(f"its captions' states are of {shape}, those before of {found.states}")
+        found.states = shape
+    elif with_states:
+        raise DataError("it has no captions' states")
 
 
 def _twice(found: list[Found]) -> Iterator[Problem]:
@@ -163,21 +175,25 @@ def _twice(found: list[Found]) -> Iterator[Problem]:
 
 
 def _unlike(found: list[Found]) -> Iterator[Problem]:
-    """Shards whose latents have another shape or spread than most: of another VAE, another size, or scaled."""
-    latent, shape = [shard for shard in found if shard.moments.samples], _usual_shape(found)
+    """Shards whose latents or states have another shape or spread than most: of another network, another size, or scaled."""
+    latent = [shard for shard in found if shard.moments.samples]
+    shape, states = _usual(shard.moments.shape for shard in found), _usual(shard.states for shard in found)
     usual = median(shard.moments.std for shard in latent) if latent else 0.0
     for shard in latent:
         if shard.moments.shape != shape:
             yield Problem(shard.shard, "", f"its latents are of {shard.moments.shape}, most shards' of {shape}")
+        if shard.states not in ((), states):
+            yield Problem(shard.shard, "", f"its captions' states are of {shard.states}, most shards' of {states}")
         if not usual / ALIKE <= (std := shard.moments.std) <= usual * ALIKE:
             yield Problem(
                 shard.shard, "", f"its latents have a standard deviation of {std:.3g}, most shards {usual:.3g}"
             )
 
 
-def _usual_shape(found: list[Found]) -> tuple[int, ...]:
-    shapes = Counter(shard.moments.shape for shard in found if shard.moments.samples)
-    return shapes.most_common(1)[0][0] if shapes else ()
+def _usual(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The most frequent one; () where there is none."""
+    counted = Counter(filter(None, shapes))
+    return counted.most_common(1)[0][0] if counted else ()
 
 
 def _known_bad(folder: Path) -> set[tuple[str, str]]:

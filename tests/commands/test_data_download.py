@@ -49,6 +49,16 @@ def test_it_says_what_is_where_and_how_many_fell_for_which_reason(server, tmp_pa
     assert main(command) == 0 and capsys.readouterr().out == said.out
 
 
+def test_it_says_how_to_ask_again_for_what_may_be_had_by_now(server, tmp_path, capsys):
+    command = words(server, tmp_path, ["img/1", "flaky/1/x", "status/404"], "manners.retries=0")
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith("dropped.jsonl; retry_failed=true asks again for 1 of them\n")
+    assert main([*command, "retry_failed=true"]) == 0
+    assert "2 pictures of 3 rows in 1 shards; 1 fell (404: 1)" in capsys.readouterr().out
+    assert main([*command, "retry_failed=true", "engine=img2dataset"]) == 2
+    assert "retry_failed=true is for engine=local" in capsys.readouterr().err
+
+
 def test_private_addresses_are_closed_by_default(server, tmp_path, capsys):
     assert main(words(server, tmp_path, ["img/1"], "manners.allow_private=false")) == 2
     assert "All were dropped: {'private address': 1}" in capsys.readouterr().err
@@ -71,6 +81,7 @@ def test_a_password_in_a_url_is_written_nowhere(server, tmp_path, capsys):
         ("out=", "out is empty"),
         ("pictures.size=0", "size is 0"),
         ("shard_size=0", "shard_size is 0"),
+        ("shard_size=99999999999999999999", "at least 1 and at most 1000000"),
         ("workers=-1", "workers is -1"),
         ("manners.per_host=0", "per_host is 0"),
         ("manners.per_hots=1", "per_hots"),

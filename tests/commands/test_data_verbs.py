@@ -153,6 +153,8 @@ def test_the_closing_line_says_how_good_the_latents_are(vae_run, scenes, tmp_pat
         ("on_bad=skip", "on_bad='skip' is unknown"),
         ("dtype=fp16", "dtype='fp16' is unknown"),
         ("engine=slurm", "engine='slurm' is unknown"),
+        ("device=gpu", "device='gpu' is unknown; expected cuda, cuda:1 and so on, or cpu"),
+        ("device=cuda:99", "device=cuda:99: torch finds"),
         ("workers=-1", "workers is -1"),
         ("text=nowhere", "there is no CLIP text encoder nowhere"),
         ("batch_size=0", "batch_size is 0"),

@@ -172,6 +172,7 @@ def test_a_damaged_folder_is_written_anew(image_shards):
         ("/root", {"txt": b""}),
         ("a.b", {"txt": b""}),
         ("k" * 81, {"txt": b""}),
+        ("folder/", {"txt": b""}),
         ("new\nline", {"txt": b""}),
         ("ünicode", {"txt": b""}),
         ("", {"txt": b""}),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdscratch.prepare.download.addresses import is_local, is_public
+from sdscratch.prepare.download.addresses import is_public, is_secret
 
 PRIVATE = [
     "127.0.0.1",
@@ -32,6 +32,14 @@ PRIVATE = [
     "2002:a00:1::",
     "2001:db8::1",
     "64:ff9b:1::1",
+    "::127.0.0.1",
+    "::ffff:0:127.0.0.1",
+    "fec0::1",
+    "3fff::1",
+    "5f00::1",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
 ]
 
 
@@ -44,9 +52,12 @@ def test_addresses_of_this_network_are_not_public_however_they_are_wrapped(addre
     "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 )
 def test_addresses_of_the_internet_are_public(address):
-    assert is_public(address) and not is_local(address)
+    assert is_public(address) and not is_secret(address)
 
 
 def test_the_address_where_clouds_tell_secrets_is_known_in_every_spelling():
-    assert all(map(is_local, ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fe80::1%eth0"]))
-    assert not is_local("127.0.0.1")
+    assert all(map(is_secret, ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fe80::1%eth0"]))
+    assert all(
+        map(is_secret, ["168.63.129.16", "::ffff:168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254"])
+    )
+    assert not is_secret("127.0.0.1") and not is_secret("fd00::1")

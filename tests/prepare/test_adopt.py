@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from PIL import Image
 
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.manifest import MANIFEST, Manifest
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, RunFolderError
+from sdscratch.files import LOCK
 from sdscratch.prepare.pack.adopt import BAD, Tars
 
 
@@ -136,6 +139,8 @@ def test_bad_samples_stay_where_they_are_and_are_named(tars):
         (lambda folder: write(folder / "below/c.tar", sample("c")), "below/c.tar lies below"),
         (lambda folder: write(folder / "c.tar", [("../up.png", picture(1))]), r"a member named '../up.png'"),
         (lambda folder: write(folder / "c.tar", [("ü.png", picture(1))]), "a member named 'ü.png'"),
+        (lambda folder: write(folder / "c.tar", sample("k" * 81)), "the key 'k{81}': expected up to 80 letters"),
+        (lambda folder: write(folder / "c.tar", sample("v1.2/c")), "the key 'v1.2/c': expected up to 80 letters"),
         (lambda folder: write(folder / "c.tar", [*sample("c"), *sample("d"), *sample("c")]), "the sample 'c' twice"),
         (lambda folder: write(folder / "c.tar", [*sample("c"), *sample("c")]), "holds 'c.png' twice"),
         (lambda folder: write(folder / "c.tar", [("c.latent.npy", b"x")]), "holds latents"),
@@ -176,3 +181,19 @@ def test_an_absolute_name_is_refused(tars):
     write(tars / "c.tar", sample("/etc/c"))
     with pytest.raises(DataError, match="holds a member named '/etc/c.png'"):
         Tars(tars).adopt()
+
+
+def test_two_adoptions_of_one_folder_at_once_are_kept_apart(tars):
+    code = """if True:
+        import sys; from pathlib import Path; from sdscratch.files import FolderLock
+        with FolderLock(Path(sys.argv[1])).held():
+            print(1, flush=True)
+            input()"""
+    words = [sys.executable, "-c", code, str(tars)]
+    other = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"1\n"
+    with pytest.raises(RunFolderError, match=f"is in use by process {other.pid}"):
+        Tars(tars).adopt()
+    assert not (tars / MANIFEST).exists()
+    other.communicate(b"\n")
+    assert Tars(tars).adopt().total == 5 and not (tars / LOCK).exists()

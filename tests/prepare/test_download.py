@@ -20,12 +20,14 @@ from web_server import WebServer
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import DROPPED, UNFINISHED
+from sdscratch.data.shards import DROPPED, UNFINISHED, ShardFolder
 from sdscratch.errors import CannotWriteError, DataError
+from sdscratch.prepare.download import again
 from sdscratch.prepare.download.downloader import Count, Downloader
 from sdscratch.prepare.download.url_rows import UrlRows
 from sdscratch.prepare.download.web import Manners
 from sdscratch.prepare.pictures import Form
+from sdscratch.prepare.verify import verify
 
 PACK = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[3] / "shared" / "data"))
 MANNERS = Manners(read_timeout=2.0, total_timeout=5.0, backoff=0.01, allow_private=True)
@@ -184,6 +186,78 @@ def test_progress_ends_with_all_rows_settled(twelve, server, tmp_path):
     assert counts[-1] == Count(12, 0) and [count.settled for count in counts] == sorted(
         count.settled for count in counts
     )
+
+
+# Asked again
+
+
+@pytest.fixture
+def shaky(server: WebServer, tmp_path: Path) -> UrlRows:
+    """Eight rows, of which two give a picture the second time, and two never do."""
+    server.asked.clear()
+    paths = ["img/0.png", "flaky/1/a", "status/404", "img/1.png", "img/1.png", "status/503", "flaky/1/b", "img/2.png"]
+    return UrlRows(write_rows(tmp_path / "rows.parquet", [f"{server.url}/{path}" for path in paths]))
+
+
+def asking_once(**settings: object) -> Downloader:
+    manners = Manners(read_timeout=2.0, total_timeout=5.0, retries=0, allow_private=True, concurrency=1)
+    return Downloader(Form(size=24, min_size=16), manners, **{"shard_size": 3, "workers": 1, **settings})
+
+
+def test_rows_that_fell_for_what_is_over_are_had_by_asking_again_as_if_they_had_never_fallen(server, shaky, tmp_path):
+    out = tmp_path / "out"
+    assert asking_once().write(shaky, out).dropped == {"503": 3, "404": 1, "duplicate": 1}
+    before = server.asked.copy()
+    assert asking_once().write(shaky, out).total == 3 and server.asked == before
+    manifest = asking_once(retry_failed=True).write(shaky, out)
+    assert manifest.total == 5 and manifest.dropped == {"503": 1, "404": 1, "duplicate": 1}
+    assert server.asked - before == {"/flaky/1/a": 1, "/flaky/1/b": 1, "/status/503": 1}
+    asking_once().write(shaky, tmp_path / "clean")
+    assert contents(out) == contents(tmp_path / "clean") and not verify(out).problems
+
+
+@pytest.mark.parametrize("settled", [1, 4, 7])
+def test_stopped_while_asking_again_nothing_that_was_there_is_lost(server, shaky, tmp_path, settled):
+    out = tmp_path / "out"
+    asking_once().write(shaky, out)
+
+    def interrupt(count: Count) -> None:
+        if count.settled >= settled:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asking_once(retry_failed=True, progress=interrupt).write(shaky, out)
+    assert (out / UNFINISHED).exists()
+    before = server.asked.copy()
+    assert asking_once().write(shaky, out).total >= 3 and server.asked == before, "the same command tidies up"
+    asking_once(retry_failed=True).write(shaky, out)
+    asking_once().write(shaky, tmp_path / "clean")
+    assert contents(out) == contents(tmp_path / "clean")
+
+
+def test_killed_between_a_shard_and_its_notes_its_pictures_are_not_asked_for_again(server, shaky, tmp_path):
+    out, manifest = tmp_path / "out", asking_once().write(shaky, tmp_path / "out")
+    folder = ShardFolder(out, manifest.made_by)
+    again.reopen(folder, manifest, {"00000.tar": 3, "00001.tar": 3, "00002.tar": 2})
+    (out / "00000.tar.json").unlink()
+    del folder
+    before = server.asked.copy()
+    asking_once().write(shaky, out)
+    assert server.asked - before == {"/flaky/1/a": 1, "/status/404": 1}
+    assert not verify(out).problems and Manifest.read(out).total == 4
+
+
+def test_a_damaged_shard_goes_into_no_new_one(shaky, tmp_path):
+    out, _ = tmp_path / "out", asking_once().write(shaky, tmp_path / "out")
+    data = bytearray((out / "00000.tar").read_bytes())
+    data[600] ^= 1
+    (out / "00000.tar").write_bytes(data)
+    with pytest.raises(DataError, match="00000.tar is damaged: delete it"):
+        asking_once(retry_failed=True).write(shaky, out)
+    (out / "00000.tar").unlink()
+    asking_once(retry_failed=True).write(shaky, out)
+    asking_once().write(shaky, tmp_path / "clean")
+    assert contents(out) == contents(tmp_path / "clean")
 
 
 # Rows

@@ -11,9 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdscratch.errors import ConfigError, DataError, LostRankError
 from sdscratch.prepare.engine import map_shards, worker_number
+from sdscratch.prepare.filter.filter import Filter
+from sdscratch.prepare.filter.rules import Rules
+from sdscratch.prepare.pack import Folder
+from sdscratch.prepare.pack.packer import Packer
+from sdscratch.prepare.pictures import Form
 
 
 def square(number: int) -> tuple[int, int]:
@@ -164,6 +170,26 @@ def test_a_ray_cluster_does_the_same(ray):
 def test_the_error_of_a_task_on_a_ray_cluster_is_raised_as_it_was(ray):
     with pytest.raises(DataError, match="^-1 is below 0$"):
         list(map_shards(square, [1, -1, 2], engine="ray"))
+
+
+def test_filter_and_pack_write_the_same_bytes_on_a_ray_cluster(ray, tmp_path):
+    photos = tmp_path / "photos"
+    for folder in (photos, tmp_path / "rows"):
+        folder.mkdir()
+    for file in range(2):
+        lines = [f"http://host/{file}/{n}.jpg,a caption of {file} and {n}" for n in range(5)]
+        (tmp_path / "rows" / f"{file}.csv").write_text("\n".join(["url,text", *lines]))
+    for n in range(5):
+        Image.new("RGB", (20, 16), (n, 0, 0)).save(photos / f"{n}.png")
+        (photos / f"{n}.txt").write_text(f"picture {n}")
+    outs = {engine: (tmp_path / f"rows_{engine}", tmp_path / f"shards_{engine}") for engine in ("local", "ray")}
+    for engine, (rows, shards) in outs.items():
+        Filter(Rules(min_words=2), engine=engine).write(tmp_path / "rows", rows)  # type: ignore[arg-type]
+        Packer(Form(size=8), shard_size=2, engine=engine).pack(Folder(photos, source="test"), shards)  # type: ignore[arg-type]
+    for one, other in zip(*outs.values(), strict=True):
+        assert {path.name: path.read_bytes() for path in one.iterdir()} == {
+            path.name: path.read_bytes() for path in other.iterdir()
+        }
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")

@@ -14,7 +14,7 @@ import pytest
 from laion_rows import contents, synthetic, write
 from tiny import files_of_at_most
 
-from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError
 from sdscratch.prepare.filter.filter import PARTS, ROWS, Filter
 from sdscratch.prepare.filter.funnel import FUNNEL, Funnel
 from sdscratch.prepare.filter.rules import Rules
@@ -266,7 +266,7 @@ def test_two_at_once_in_one_folder_are_kept_apart(metadata, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "taken\n"
     try:
-        with pytest.raises(DataError, match="is being written by another process"):
+        with pytest.raises(RunFolderError, match=f"is in use by process {other.pid}. Wait for it, or set another out="):
             Filter(RULES).write(metadata, tmp_path)
     finally:
         other.kill()

@@ -18,6 +18,7 @@ from PIL import Image
 from web_server import WebServer
 
 from sdscratch.data.manifest import Manifest
+from sdscratch.data.shards import UNFINISHED
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.prepare.download import img2dataset
 from sdscratch.prepare.download.downloader import Downloader
@@ -126,6 +127,23 @@ def test_a_python_that_is_none_or_has_no_img2dataset_is_named(rows, tmp_path):
         DataError, match="img2dataset failed .ModuleNotFoundError: No module named 'img2dataset'.*log.txt"
     ):
         img2dataset.write(downloader(), rows, tmp_path / "out", sys.executable)
+
+
+def test_what_another_job_had_fetched_is_not_believed(stand_in, rows, tmp_path):
+    """Someone removed the shards and what names their job, but not what img2dataset had brought."""
+    other = tmp_path / "other.csv"
+    other.write_text(f"url,caption\n{next(rows.read()).url.replace('?1', '')},of another job\n")
+    out, fetched = tmp_path / "out", tmp_path / "out" / img2dataset.FETCHED
+    with pytest.raises(DataError, match="img2dataset failed"):
+        img2dataset.write(downloader(), UrlRows(other), out, sys.executable)
+    (fetched / "shards").mkdir()
+    (fetched / "shards" / "of the other job").touch()
+    with pytest.raises(DataError, match="img2dataset failed"):  # the same job: it goes on with what is there
+        img2dataset.write(downloader(), UrlRows(other), out, sys.executable)
+    assert (fetched / "shards" / "of the other job").exists()
+    (out / UNFINISHED).unlink()
+    manifest = img2dataset.write(downloader(), rows, out, stand_in)
+    assert manifest == downloader().write(rows, tmp_path / "local") and not fetched.exists()
 
 
 def test_it_ends_with_whoever_started_it(stand_in, rows, tmp_path):

@@ -177,7 +177,6 @@ def test_a_condition_reaches_no_files_and_no_settings(where, latents, tmp_path, 
     [
         ("aestetic > 5", "aestetic.*The samples have the fields key, shard, captions, .*aesthetic"),
         ("aesthetic >", "Parser Error"),
-        ("", "Parser Error"),
         ("captions = 'a dog'", "cast"),
         ("sum(aesthetic) > 1", "cannot contain aggregates"),
     ],
@@ -228,3 +227,29 @@ def test_training_data_come_from_a_selection_like_from_any_folder(latents, tmp_p
     assert held_out is not None and len(train) + len(held_out) == 13 and data.kind == "latents"
     data.require_vae("abc")
     assert all(int(data.train_dataset()[position]["key"]) >= 10 for position in range(20))
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("random() < 0.5", "random[(][)] chooses otherwise each time"),
+        ("true or main.RANDOM() < 0.5", "RANDOM[(][)]"),
+        ("key < uuid()::VARCHAR", "uuid"),
+        ("aesthetic < 3 and current_date > '2020-01-01'", "current_date"),
+        ("now() > '2020-01-01'", "now"),
+        ("age(TIMESTAMP '2020-01-01') > INTERVAL 1 DAY", "age"),
+        ("key in (select key from samples using sample 5)", "a sample"),
+        ("len(list_filter(captions, lambda c: c > 'a' and random() > 0.5)) > 0", "random"),
+        (" ", "where is empty: expected a condition"),
+    ],
+)
+def test_what_would_choose_otherwise_the_next_time_is_refused(where, said, latents, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        select(latents, tmp_path / "out", where)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_may_have_the_name_of_a_word_for_the_time(tmp_path):
+    folder = write(tmp_path / "a", [json.dumps({"captions": ["x"], "today": n, "now": n}).encode() for n in range(4)])
+    select(folder, tmp_path / "out", "today >= 1 and now < 3 and year(TIMESTAMP '2020-01-01') + 1 - 1 = 2020")
+    assert keys(tmp_path / "out") == [1, 2]

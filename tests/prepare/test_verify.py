@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -104,6 +105,33 @@ def test_latents_of_another_shape_spread_or_with_nan_are_named(tmp_path):
     assert problems[2] == "00002.tar: its latents are of (4, 3, 3), most shards' of (4, 2, 2)"
 
 
+def test_captions_states_that_cannot_be_trained_on_are_named(tmp_path):
+    def states(captions: int = 2, length: int = 3, dtype: str = "float16") -> bytes:
+        np.save(file := io.BytesIO(), np.zeros((captions, length, 4), dtype), allow_pickle=False)
+        return file.getvalue()
+
+    samples = {key: members | {"text.npy": states()} for key, members in latent_samples(12)}
+    write_shards(tmp_path / "good", samples.items(), {"text": "abc"}, shard_size=4)
+    assert not said(tmp_path / "good")
+    samples["000001"]["text.npy"] = states(captions=1)
+    samples["000002"]["text.npy"] = states()[:-2] + b"\x00\x7e"
+    samples["000003"]["text.npy"] = states()[:-8]
+    samples["000005"]["text.npy"] = states(dtype="float32")
+    samples["000006"]["text.npy"] = states(length=2)
+    del samples["000007"]["text.npy"]
+    samples |= {f"{n:06d}": samples[f"{n:06d}"] | {"text.npy": states(length=7)} for n in range(8, 12)}
+    write_shards(tmp_path / "bad", samples.items(), {"text": "abc"}, shard_size=4)
+    assert said(tmp_path / "bad") == [
+        "00000.tar: 000001: its captions' states are float16 (1, 3, 4), expected float16 (2, T, D)",
+        "00000.tar: 000002: its captions' states hold NaN or infinite values",
+        "00000.tar: 000003: its captions' states cannot be read (ValueError)",
+        "00001.tar: 000005: its captions' states are float32 (2, 3, 4), expected float16 (2, T, D)",
+        "00001.tar: 000006: its captions' states are of (2, 4), those before of (3, 4)",
+        "00001.tar: 000007: it has no captions' states",
+        "00002.tar: its captions' states are of (7, 4), most shards' of (3, 4)",
+    ]
+
+
 def test_a_key_in_two_shards_is_named(tmp_path):
     samples = list(image_samples(4))
     write_shards(tmp_path / "out", [*samples, samples[1]], {}, shard_size=4)
@@ -114,7 +142,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path, images):
     (images / MANIFEST).unlink()
     with pytest.raises(DataError, match="no manifest.json.*data pack kind=webdataset"):
         verify(images)
-    with pytest.raises(DataError, match="no manifest.json"):
+    with pytest.raises(DataError, match="there is no folder .*nowhere"):
         verify(tmp_path / "nowhere")
 
 

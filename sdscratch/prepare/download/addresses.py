@@ -19,19 +19,29 @@ import httpx
 from sdscratch.prepare.refusal import Refused
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_NAT64_OF_A_NETWORK = ipaddress.ip_network("64:ff9b:1::/48")
+_OPEN = ipaddress.ip_network("2000::/3")  # all of IPv6 that was ever given out for the internet
+_DOCUMENTATION = ipaddress.ip_network("3fff::/20")
+_CLOUDS = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"),
+    )
+)  # besides 169.254.0.0/16
 _UNKNOWN = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 def is_public(address: str) -> bool:
     """Whether an IPv4 or IPv6 address belongs to the open internet."""
     found = _unwrapped(address)
-    return found.is_global and not found.is_multicast and found not in _NAT64_OF_A_NETWORK
+    if found in _CLOUDS or not found.is_global or found.is_multicast:
+        return False
+    return isinstance(found, ipaddress.IPv4Address) or (found in _OPEN and found not in _DOCUMENTATION)
 
 
-def is_local(address: str) -> bool:
-    """Whether it belongs to this link alone, as those do from which clouds tell their machines' secrets."""
-    return _unwrapped(address).is_link_local
+def is_secret(address: str) -> bool:
+    """Whether it is of this link alone, or another one from which clouds tell their machines' secrets."""
+    found = _unwrapped(address)
+    return found.is_link_local or found in _CLOUDS
 
 
 def _unwrapped(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -47,7 +57,8 @@ def _unwrapped(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 class Transport(httpx.AsyncHTTPTransport):
     """httpx's own, whose connections lead to public addresses only.
 
-    allow_private: to private ones too, such as 10.0.0.1 and 127.0.0.1, but never to those of the link (169.254.0.0/16).
+    allow_private: to private ones too, such as 10.0.0.1 and 127.0.0.1, but never to those where clouds keep secrets
+    (169.254.0.0/16 and others).
     lookups: names that are looked up at once; each takes a thread. Raises Refused for names without a fitting address.
     """
 
@@ -100,7 +111,7 @@ class _Backend(httpcore.AnyIOBackend):
             if isinstance(error, UnicodeError) or error.errno in _UNKNOWN:
                 raise Refused("unknown host", host) from error
             raise httpcore.ConnectError(str(error)) from error
-        allowed = [a for a in found if is_public(a) or (self._allow_private and not is_local(a))]
+        allowed = [a for a in found if is_public(a) or (self._allow_private and not is_secret(a))]
         if found and not allowed:
             raise Refused("private address", f"{host} is {found[0]}")
         return allowed

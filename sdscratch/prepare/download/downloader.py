@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import Dropped, Sample, ShardFolder, shard_name
+from sdscratch.data.shards import Dropped, Sample, ShardFolder, check_shard_size, shard_name
 from sdscratch.errors import check_whole
+from sdscratch.prepare.download import again
 from sdscratch.prepare.download.url_rows import Row, UrlRows
-from sdscratch.prepare.download.web import Manners, Web, harmless
+from sdscratch.prepare.download.web import Manners, Web, harmless, is_passing
 from sdscratch.prepare.pictures import Form
 from sdscratch.prepare.refusal import Refused
 
@@ -43,7 +44,8 @@ class Downloader:
 
     form: what pictures are stored as. manners: how the web is asked. source, licence: of rows that do not say theirs.
     shard_size: rows of a shard; it holds fewer samples. workers: threads that decode and resize; 0 for as many as there
-    are cores. progress: called with what has been settled so far.
+    are cores. retry_failed: ask once more for rows that an earlier call did not get, for what may be over by now
+    (`web.is_passing`). progress: called with what has been settled so far.
     """
 
     form: Form
@@ -52,21 +54,26 @@ class Downloader:
     licence: str = "unknown"
     shard_size: int = 1000
     workers: int = 0
+    retry_failed: bool = False
     progress: Callable[[Count], None] = silent
 
     def __post_init__(self) -> None:
-        check_whole("shard_size", self.shard_size)
+        check_shard_size(self.shard_size)
         check_whole("workers", self.workers, least=0)
 
     def write(self, rows: UrlRows, out: Path) -> Manifest:
-        """Download all rows into `out`; shards that are there already are left alone.
+        """Download all rows into `out`; shards that are there already are left alone, but for rows to be asked for again.
 
         Raises DataError when `out` holds something else, or when not a single picture was to be had.
         """
         folder = ShardFolder(out, self.made_by(rows))
+        firsts = range(0, len(rows), self.shard_size)
+        names = [shard_name(number) for number in range(len(firsts))]
         if (manifest := folder.claim()) is not None:
-            return manifest
-        names = [shard_name(number) for number in range(-(-len(rows) // self.shard_size))]
+            if not (self.retry_failed and any(map(is_passing, manifest.dropped))):
+                return manifest
+            sizes = [min(self.shard_size, len(rows) - first) for first in firsts]
+            again.reopen(folder, manifest, dict(zip(names, sizes, strict=True)))
         asyncio.run(self._write(rows, folder, names))
         return folder.finish(names)
 
@@ -86,19 +93,21 @@ class Downloader:
     async def _write(self, rows: UrlRows, folder: ShardFolder, names: list[str]) -> None:
         self._count = Count(0, 0)
         self._threads = ThreadPoolExecutor(self.workers or os.cpu_count(), "pictures")
-        there = next((n for n, name in enumerate(names) if not folder.has(name)), len(names))
+        done = {name for name in names if folder.has(name) and not (self.retry_failed and again.may_gain(folder, name))}
+        there = next((n for n, name in enumerate(names) if name not in done), len(names))
         under_way = asyncio.Semaphore(SHARDS_AT_ONCE)
 
         async def write(web: Web, name: str, part: list[Row]) -> None:
-            samples = await asyncio.gather(*(self._sample(web, row) for row in part))
+            known = await asyncio.to_thread(again.known, folder, name, part)
+            samples = await asyncio.gather(*(self._sample(web, *row) for row in zip(part, known, strict=True)))
             await asyncio.to_thread(folder.write, name, samples)
             under_way.release()
 
-        self._settle(there * self.shard_size, 0)
+        self._settle(min(there * self.shard_size, len(rows)), 0)
         try:
             async with Web(self.manners) as web, asyncio.TaskGroup() as group:
                 for name, part in zip(names[there:], rows.slices(self.shard_size, first=there), strict=True):
-                    if folder.has(name):
+                    if name in done:
                         self._settle(len(part), 0)
                     else:
                         await under_way.acquire()
@@ -108,12 +117,12 @@ class Downloader:
         finally:
             self._threads.shutdown(cancel_futures=True)
 
-    async def _sample(self, web: Web, row: Row) -> Sample | Dropped:
+    async def _sample(self, web: Web, row: Row, known: Sample | Dropped | None) -> Sample | Dropped:
         async def stored(data: bytes) -> Sample:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._stored, row, data)
 
         try:
-            sample: Sample | Dropped = await web.get(wanted(row), use=stored)
+            sample = known or await web.get(wanted(row), use=stored)
         except Refused as refused:
             sample = fallen(row, refused)
         self._settle(1, isinstance(sample, Dropped))

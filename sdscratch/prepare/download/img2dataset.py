@@ -32,7 +32,7 @@ from sdscratch.prepare.engine import map_shards
 from sdscratch.prepare.refusal import Refused
 
 FETCHED = "img2dataset"  # the folder in `out` of what was fetched, until all of it has become shards
-_ROWS, _LOG = "rows.parquet", "log.txt"
+_ROWS, _LOG, _MADE_BY = "rows.parquet", "log.txt", "made_by"
 _RUN = """
 import json, os, signal, sys, threading
 from img2dataset import download
@@ -63,7 +63,7 @@ def write(downloader: Downloader, rows: UrlRows, out: Path, python: str) -> Mani
         return manifest
     numbers = range(-(-len(rows) // downloader.shard_size))
     if missing := [number for number in numbers if not folder.has(shard_name(number))]:
-        _write_rows(downloader, rows, out / FETCHED)
+        _write_rows(downloader.shard_size, rows, out / FETCHED, folder.made_by)
         _fetch(downloader, out / FETCHED, python)
         quiet = replace(downloader, progress=silent)  # it travels to other processes
         for _ in map_shards(partial(_convert, quiet, folder), missing, "local", downloader.workers):
@@ -73,22 +73,33 @@ def write(downloader: Downloader, rows: UrlRows, out: Path, python: str) -> Mani
     return manifest
 
 
-def _write_rows(downloader: Downloader, rows: UrlRows, folder: Path) -> None:
-    """What img2dataset reads, and what becomes of its answers: a row group is a shard."""
-    if (folder / _ROWS).exists():
-        return
+def _write_rows(shard_size: int, rows: UrlRows, folder: Path, made_by: dict[str, Any]) -> None:
+    """What img2dataset reads, and what becomes of its answers: a row group is a shard.
+
+    What a stopped job has fetched is used again if it was the same job; the pictures of other rows would get these names.
+    """
     columns = ("number", "key", "url", "caption", "about", "is_first", "fetched_url")
-    schema = pa.schema(
-        [(name, {"number": pa.int64(), "is_first": pa.bool_()}.get(name, pa.string())) for name in columns]
-    )
+    fields = [(name, {"number": pa.int64(), "is_first": pa.bool_()}.get(name, pa.string())) for name in columns]
+    schema = pa.schema(fields, metadata={_MADE_BY: json.dumps(made_by, sort_keys=True)})
+    if _metadata(folder / _ROWS) == schema.metadata:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
     def fill(file: Any) -> None:
         with pq.ParquetWriter(file, schema) as writer:
-            for part in rows.slices(downloader.shard_size):
-                fields = [{**row._asdict(), "about": json.dumps(row.about), "fetched_url": _asked(row)} for row in part]
-                writer.write_table(pa.Table.from_pylist(fields, schema), row_group_size=len(fields))
+            for part in rows.slices(shard_size):
+                table = [{**row._asdict(), "about": json.dumps(row.about), "fetched_url": _asked(row)} for row in part]
+                writer.write_table(pa.Table.from_pylist(table, schema), row_group_size=len(table))
 
     write_atomically(folder / _ROWS, fill)
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    """Of a parquet file that is whole; {} of anything else."""
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return {}
 
 
 def _asked(row: Row) -> str:

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 
 from sdscratch.data.captions import clean
-from sdscratch.data.shards import KEY
+from sdscratch.data.shards import KEY, KEY_IN_WORDS
 from sdscratch.errors import DataError
 from sdscratch.files import fingerprint_of
 from sdscratch.prepare.sql import identifier, quoted
@@ -65,7 +65,7 @@ class UrlRows:
             self._query = f"SELECT * REPLACE ({key} AS key)" if "key" in columns else f"SELECT *, {key} AS key"
             self._query += f" FROM {reader}"
             if odd := self._database.execute(f"SELECT key FROM ({self._query}) WHERE NOT {_FITS} LIMIT 1").fetchone():
-                raise DataError(f"{path} has the key {odd[0]!r}: expected up to 80 letters, digits, '_-/ ' in ASCII")
+                raise DataError(f"{path} has the key {odd[0]!r}: expected {KEY_IN_WORDS}")
             hashes = self._database.execute(f"SELECT hash(key) AS h FROM ({self._query})").fetchnumpy()["h"]
         except duckdb.Error as error:
             raise DataError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
@@ -100,7 +100,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         files = [path] if path.is_file() else []
     else:
-        by_kind = [sorted(file for file in path.iterdir() if file.suffix.lower() == kind) for kind in READERS]
+        there = sorted(filter(Path.is_file, path.iterdir()))
+        by_kind = [[file for file in there if file.suffix.lower() == kind] for kind in READERS]
         files = next(filter(None, by_kind), [])
     if not files or files[0].suffix.lower() not in READERS:
         raise DataError(f"no rows in {path}: expected a file, or a folder of files, of {', '.join(READERS)}")

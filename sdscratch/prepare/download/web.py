@@ -27,7 +27,7 @@ from sdscratch.prepare.refusal import Refused
 
 Result = TypeVar("Result")
 
-_PASSING = {408, 425, 429}  # and all from 500: what may be over in a moment
+_PASSING = {"408", "425", "429", "timeout", "connection failed"}  # and all from 500
 _BINARY = ("application/octet-stream", "binary/octet-stream")  # of servers that do not know what they have
 _USER = re.compile(r"^(\s*[a-z][a-z0-9+.-]*:[/\\]*)[^/?#\\]*@", re.IGNORECASE)
 
@@ -148,8 +148,7 @@ class Web:
     def _check_head(self, response: httpx.Response) -> None:
         status = response.status_code
         if status != 200 and not response.has_redirect_location:
-            again = status in _PASSING or status >= 500
-            raise Refused(str(status), "", again, _wait(response.headers.get("retry-after", "")))
+            raise Refused(str(status), "", is_passing(str(status)), _wait(response.headers.get("retry-after", "")))
         if directive := opted_out(response.headers.get_list("x-robots-tag"), self.manners.robot):
             raise Refused("opted out", directive)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -166,6 +165,11 @@ class Web:
             if len(body) > most:
                 raise Refused("too large", f"more than {most} bytes")
         return bytes(body)
+
+
+def is_passing(reason: str) -> bool:
+    """Whether what a row fell for may be over later: 429, 5xx, timeouts, broken connections."""
+    return reason in _PASSING or (reason.isdecimal() and int(reason) >= 500)
 
 
 def parsed(text: str) -> httpx.URL:

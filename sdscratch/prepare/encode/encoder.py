@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from sdscratch.data.shards import Members
-from sdscratch.errors import DataError
+from sdscratch.errors import ConfigError, DataError
 from sdscratch.models.encoders import TextEncoder, load_text_encoder, load_vae
 from sdscratch.prepare.engine import worker_number
 
@@ -71,6 +72,16 @@ class Encoder:
             first += len(mine)
             np.save(file := io.BytesIO(), mine, allow_pickle=False)
             yield {"text.npy": file.getvalue()} if len(mine) else {}
+
+
+def check_device(device: str, is_here: bool) -> None:
+    """Raise ConfigError for what torch cannot compute on; is_here: on this machine, so that it can be asked."""
+    if (found := re.fullmatch(r"cpu|mps|cuda(?::(\d{1,2}))?", str(device))) is None:
+        raise ConfigError(f"device={device!r} is unknown; expected cuda, cuda:1 and so on, or cpu")
+    if is_here and device.startswith("cuda") and int(found[1] or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: torch finds {torch.cuda.device_count()} CUDA devices here. Set device=cpu")
+    if is_here and device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps: torch finds none here. Set device=cpu")
 
 
 @lru_cache(maxsize=1)  # a process needs one, for all its shards

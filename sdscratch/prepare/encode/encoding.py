@@ -24,7 +24,7 @@ from sdscratch.data.shards import Dropped, Members, Sample, ShardFolder
 from sdscratch.errors import DataError, check_choice, check_whole
 from sdscratch.models.encoders import downsampling_factor, fingerprint
 from sdscratch.prepare.encode.ahead import map_ahead
-from sdscratch.prepare.encode.encoder import DTYPES, Encoder, Quality, load_encoder
+from sdscratch.prepare.encode.encoder import DTYPES, Encoder, Quality, check_device, load_encoder
 from sdscratch.prepare.encode.source import Source
 from sdscratch.prepare.engine import Engine, check_engine, map_shards
 
@@ -87,6 +87,7 @@ class Encoding:
         damaged, latents that are not finite.
         """
         check_engine(engine, workers)
+        check_device(self.device, is_here=engine == "local")
         load_encoder.cache_clear()  # the folders may hold other networks by now
         encoder = load_encoder(self.vae, self.text, "cpu", self.dtype)
         check_resolution(self.resolution, downsampling_factor(encoder.vae))

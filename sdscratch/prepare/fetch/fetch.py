@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import LOCK, FolderLock, read_json, sha256_of, write_json
+from sdscratch.files import FolderLock, read_json, sha256_of, write_json
 from sdscratch.prepare.fetch.sources import RemoteFile, Source
 
 FETCHED = "fetched.json"
@@ -54,13 +54,8 @@ class Fetch:
         RunFolderError while another process fetches into `out`: two that go on with one half file would spoil it.
         """
         self._make_room()
-        lock = FolderLock(self.out, "set another out=")
-        lock.take()
-        try:
+        with FolderLock(self.out, "set another out=").held():
             return self._fetched(progress)
-        finally:
-            (self.out / LOCK).unlink(missing_ok=True)
-            lock.release()
 
     def _fetched(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
         record, total = self._recorded(), sum(file.size or 0 for file in self.files)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -20,7 +19,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from sdscratch.errors import CannotWriteError, ConfigError, DataError, RunFolderError, check_choice
+from sdscratch.errors import CannotWriteError, ConfigError, DataError, check_choice
 from sdscratch.files import FolderLock, read_json, remove_halves, sha256_of, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.filter.funnel import Funnel, summed
@@ -105,7 +104,11 @@ class Filter:
             remove_halves(out)
             return there
         parts, bad = self._planned({_name(file, source): file for _, file in files})
-        with _locked(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWriteError(f"cannot write into {out}: {error.strerror or error}") from error
+        with FolderLock(out, "set another out=").held():
             remove_halves(out)
             work = _working_folder(out / PARTS, made_by)
             todo = [part for part in parts if not _account(work, part).exists()]
@@ -285,22 +288,6 @@ def _finished(out: Path, made_by: dict[str, Any]) -> Funnel | None:
         )
     rows = out / there.output["name"]
     return there if rows.is_file() and rows.stat().st_size == there.output["size"] else None
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    lock = FolderLock(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.take()
-    except RunFolderError as error:
-        raise DataError(f"{out} is being written by another process: wait for it, or set another out=") from error
-    except OSError as error:
-        raise CannotWriteError(f"cannot write into {out}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _working_folder(work: Path, made_by: dict[str, Any]) -> Path:

@@ -16,9 +16,9 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.images import image_member, open_image
 from sdscratch.data.index import OpenFiles, ShardIndex
 from sdscratch.data.manifest import Manifest, Shard
-from sdscratch.data.shards import BAD, SUFFIXES, UNFINISHED, Members
+from sdscratch.data.shards import BAD, KEY, KEY_IN_WORDS, SUFFIXES, UNFINISHED, Members
 from sdscratch.errors import DataError, check_choice
-from sdscratch.files import read_json, remove_halves, sha256_of, write_atomically, write_json
+from sdscratch.files import FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import MAX_BYTES, require_folder
 
@@ -41,15 +41,20 @@ class Tars:
         """Check every member of every tar, then write manifest and index beside them. An adopted folder is left alone.
 
         on_bad: samples that cannot be used, such as pictures that cannot be decoded, stop it ("fail"), or stay where
-        they are and are named in bad.jsonl ("quarantine"). Raises DataError for what cannot be adopted, naming it.
+        they are and are named in bad.jsonl ("quarantine"). Raises DataError for what cannot be adopted, naming it,
+        RunFolderError while another process adopts the folder.
         """
         check_choice("on_bad", on_bad, ("fail", "quarantine"))
         folder = Path(self.path)
+        if (present := _present(folder)) is not None:
+            return present
+        with FolderLock(folder, "end it").held():
+            return _present(folder) or self._adopt(folder, on_bad, engine, workers, progress)
+
+    def _adopt(
+        self, folder: Path, on_bad: str, engine: Engine, workers: int, progress: Callable[[int, int], None]
+    ) -> Manifest:
         names = _tars(folder)
-        if (manifest := Manifest.read(folder)) is not None:
-            ShardIndex.open(folder)  # raises where the two differ
-            _tidy(folder)
-            return manifest
         parts = dict[str, dict[str, Any]]()
         progress(0, len(names))
         for name, part in map_shards(partial(_examine, folder), names, engine, workers):
@@ -69,6 +74,15 @@ class Tars:
         ShardIndex.open(folder)
         _tidy(folder)
         return manifest
+
+
+def _present(folder: Path) -> Manifest | None:
+    """What is adopted already."""
+    _tars(folder)
+    if (manifest := Manifest.read(folder)) is not None:
+        ShardIndex.open(folder)  # raises where the two differ
+        _tidy(folder)
+    return manifest
 
 
 def _tidy(folder: Path) -> None:
@@ -117,6 +131,8 @@ def _part(path: Path) -> dict[str, Any]:
     keys, files, bad = set[str](), OpenFiles(), list[dict[str, str]]()
     sources, licences = Counter[str](), Counter[str]()
     for key, places in _samples(path):
+        if not KEY.fullmatch(key):  # which nobody could write again, as encoding does
+            raise DataError(f"{path} holds the key {key!r}: expected {KEY_IN_WORDS}. Write it again with other names.")
         if key in keys:
             raise DataError(f"{path} holds the sample {key!r} twice, in places apart. Write the shard again.")
         keys.add(key)

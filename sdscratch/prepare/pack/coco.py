@@ -17,7 +17,7 @@ from typing import Any, Literal
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import ConfigError, DataError, check_choice
 from sdscratch.files import fingerprint_of
-from sdscratch.prepare.crops import Box
+from sdscratch.prepare.crops import Box, check_margin
 from sdscratch.prepare.pack.found import (
     Found,
     Slice,
@@ -53,8 +53,7 @@ class Coco:
         check_choice("crop", self.crop, ("person", "none"))
         if not 0 <= self.min_height <= 1:
             raise ConfigError(f"min_height is {self.min_height}: expected a share of the picture's height, from 0 to 1")
-        if self.margin < 0:
-            raise ConfigError(f"margin is {self.margin}: expected a share of the box, at least 0")
+        check_margin(self.margin)
 
     @cached_property
     def captions_file(self) -> Path:

@@ -50,7 +50,7 @@ class DiffusionDB:
     @cached_property
     def archives(self) -> list[str]:
         root = require_folder(Path(self.path), "DiffusionDB's part-*.zip")
-        found = sorted(str(path.relative_to(root)) for path in root.rglob("part-*.zip"))
+        found = sorted(str(path.relative_to(root)) for path in root.rglob("part-*.zip") if path.is_file())
         if len({Path(name).stem for name in found}) != len(found):
             raise DataError(f"{root} holds two zips of one name: expected each part of DiffusionDB once.")
         return found
@@ -87,18 +87,17 @@ class Archive:
         except _BROKEN as error:
             raise DataError(f"{self.path} is damaged: {error}. Fetch it again.") from error
         with archive:
-            infos = {
-                info.filename: info for info in archive.infolist() if is_picture(info.filename) and not _is_link(info)
-            }
+            infos = [info for info in archive.infolist() if is_picture(info.filename) and not _is_link(info)]
             rows = self._rows(archive)
-            for name in sorted(infos):
-                key, base = f"{self.name}/{key_of(name.rpartition('/')[2])}", name.rpartition("/")[2]
+            for info in sorted(infos, key=lambda info: (info.filename, info.header_offset)):
+                name, base = info.filename, info.filename.rpartition("/")[2]
+                key = f"{self.name}/{key_of(base)}"
                 if base not in rows:
                     yield Dropped(key, "not in the table", f"{self.path}: {name}")
                     continue
                 record = {"captions": rows[base].get("prompt"), "source": "diffusiondb", "licence": "CC0-1.0"}
                 record |= known({column: rows[base].get(column) for column in KEPT})
-                yield Found(key, f"{self.path}: {name}", partial(_read, archive, infos[name]), record)
+                yield Found(key, f"{self.path}: {name}", partial(_read, archive, info), record)
 
     def _rows(self, archive: zipfile.ZipFile) -> dict[str, dict[str, Any]]:
         """What is said of this archive's pictures, by their names."""

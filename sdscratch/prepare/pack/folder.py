@@ -46,7 +46,7 @@ _SIDE_CARS = (".json", ".txt")
 class Folder:
     """path: the folder, read with all below it. source, licence: of pictures that say nothing of it themselves.
 
-    caption: the field of the tables and .json files that holds the caption; None for the first of CAPTIONS.
+    caption: the field of the tables and .json files that holds the caption; None for the first of CAPTIONS with text in it.
     side_cars: whether .json and .txt files are looked at. limit: pictures, drawn by seed; None for all.
     """
 
@@ -71,7 +71,7 @@ class Folder:
                 prefix + name
                 for name in files
                 if is_picture(name)
-                or name in TABLES
+                or (name in TABLES and os.path.isfile(os.path.join(folder, name)))
                 or (self._is_side_car(name) and name.rpartition(".")[0] in pictures)
             ]
         return tuple(sorted(found))
@@ -107,7 +107,8 @@ class Folder:
         """The fields with the caption as `captions`, the licence under our spelling, and without `file_name`."""
         by_name = {name.lower(): name for name in reversed(fields)}
         wanted = CAPTIONS if self.caption is None else (self.caption.lower(),)
-        holder = next((by_name[name] for name in wanted if name in by_name), None)
+        holders = [by_name[name] for name in wanted if name in by_name]
+        holder = next((name for name in holders if captions_of({}, {"captions": fields[name]})), None)
         others = {n: v for n, v in fields.items() if n != holder and n.lower() not in ("file_name", "license")}
         licence = fields.get(by_name.get("license", ""))
         captions = {"captions": fields[holder]} if holder is not None else {}

@@ -47,7 +47,7 @@ class JourneyDB:
     @cached_property
     def archives(self) -> list[str]:
         folder = require_folder(Path(self.path) / "imgs", "JourneyDB's 000.tgz and so on (set path=.../data/train)")
-        return sorted(path.name for path in folder.glob("*.tgz"))
+        return sorted(path.name for path in folder.glob("*.tgz") if path.is_file())
 
     @cached_property
     def annotations_file(self) -> Path:
@@ -85,20 +85,17 @@ class Archive:
         return self.path.stem
 
     def found(self) -> Iterator[Found | Dropped]:
-        records, seen = self._records(), set[str]()
+        records = self._records()
         for member, read in tar.compressed_members(self.path):
             if not is_picture(member.name):
                 continue
             key, where = key_of(member.name), f"{self.path}: {member.name}"
-            if member.name in seen:
-                yield Dropped(key, "comes twice", where)
-            elif member.name not in records:
+            if member.name not in records:
                 yield Dropped(key, "not annotated", where)
             elif member.size > MAX_BYTES:
                 yield Dropped(key, "too large", where)
             else:
                 yield Found(key, where, read, records[member.name])
-            seen.add(member.name)
 
     def _records(self) -> dict[str, dict[str, Any]]:
         """By the name in the archive. The lines of other archives are only skimmed."""

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 from sdscratch.data.captions import captions_of
 from sdscratch.data.manifest import Manifest
-from sdscratch.data.shards import Dropped, Sample, ShardFolder
-from sdscratch.errors import DataError, check_choice, check_whole
+from sdscratch.data.shards import Dropped, Sample, ShardFolder, check_shard_size
+from sdscratch.errors import DataError, check_choice
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import Collection, Found, Part
 from sdscratch.prepare.pictures import Form, Picture
@@ -40,7 +40,7 @@ class Packer:
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self) -> None:
-        check_whole("shard_size", self.shard_size)
+        check_shard_size(self.shard_size)
         check_choice("on_bad", self.on_bad, get_args(OnBad))
 
     def pack(self, collection: Collection, out: Path) -> Manifest:
@@ -73,7 +73,7 @@ def _write(
     if part.is_shard:
         name = f"{part.name}.tar"
         if not folder.has(name):
-            folder.write(name, samples(part.found()))
+            folder.write(name, samples(_once(part.found())))
         return part.name, [name]
 
     # How many shards an archive fills is known when it was read to its end. An empty one after them says so.
@@ -83,7 +83,7 @@ def _write(
         names = sorted(path.name.removesuffix(".json") for path in written)
         if all(folder.has(name) for name in names):
             return part.name, [*names, end]
-    names, found = list[str](), part.found()
+    names, found = list[str](), _once(part.found())
     for number in count():
         if (first := next(found, None)) is None:
             break
@@ -96,6 +96,15 @@ def _write(
             folder.write(names[-1], samples(stretch))
     folder.write(end, [])
     return part.name, [*names, end]
+
+
+def _once(found: Iterator[Found | Dropped]) -> Iterator[Found | Dropped]:
+    """Of pictures of one key the first counts, whatever becomes of it; the others are dropped, and so accounted for."""
+    seen = set[str]()
+    for item in found:
+        again = isinstance(item, Found) and item.key in seen
+        yield Dropped(item.key, "comes twice", item.where) if again else item  # type: ignore[union-attr]
+        seen.add(item.key)
 
 
 def _samples(form: Form, margin: float, on_bad: OnBad, found: Iterator[Found | Dropped]) -> Iterator[Sample | Dropped]:

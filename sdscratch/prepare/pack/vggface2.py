@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdscratch.data.shards import Dropped
-from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
+from sdscratch.errors import DataError, check_choice, check_whole
 from sdscratch.files import fingerprint_of
-from sdscratch.prepare.crops import Box
+from sdscratch.prepare.crops import Box, check_margin
 from sdscratch.prepare.pack.found import (
     Found,
     Slice,
@@ -79,8 +79,7 @@ class VGGFace2:
         if self.per_identity is not None:
             check_whole("per_identity", self.per_identity)
         check_choice("crop", self.crop, ("face", "none"))
-        if self.margin < 0:
-            raise ConfigError(f"margin is {self.margin}: expected a share of the box, at least 0")
+        check_margin(self.margin)
 
     @cached_property
     def root(self) -> Path:
@@ -108,7 +107,7 @@ class VGGFace2:
 
     @cached_property
     def attribute_files(self) -> list[Path]:
-        return sorted((Path(self.path) / "attributes").glob("[0-9][0-9]-*.txt"))
+        return sorted(filter(Path.is_file, (Path(self.path) / "attributes").glob("[0-9][0-9]-*.txt")))
 
     def identity(self) -> dict[str, Any]:
         tables = [self.genders_file, *([self.boxes_file] if self.crop == "face" else []), *self.attribute_files]

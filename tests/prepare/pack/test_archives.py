@@ -12,7 +12,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from raw_collections import diffusiondb, journeydb, picture, records, tarred, write_files, zipped
+from raw_collections import diffusiondb, journeydb, picture, records, samples, tarred, write_files, zipped
 
 from sdscratch.errors import DataError
 from sdscratch.prepare.pack import DiffusionDB, JourneyDB
@@ -101,6 +101,33 @@ def test_the_real_pictures_and_rows_are_packed(tmp_path, data_pack):
     record = found["part-000001/2217ccbd-a1c6-47ac-9a2d-79649727c834"]
     assert record["captions"] == [rows[0]["prompt"]] and record["image_nsfw"] == 0.554853
     assert (record["original_width"], record["original_height"], record["width"]) == (512, 704, 64)
+
+
+def test_of_pictures_of_one_name_the_first_counts_and_the_others_are_accounted_for(tmp_path):
+    raw = diffusiondb(tmp_path / "raw", parts=1)
+    (raw / "metadata.parquet").unlink()
+    file = io.BytesIO((raw / "images/part-000001.zip").read_bytes())
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        name = "00000001-0001-4000-8000-000000000000.png"
+        archive.writestr(name, picture(50, format="PNG"))  # under its very name
+        archive.writestr(f"b/{name}", picture(51, format="PNG"))
+        archive.writestr(f"a/{name}", picture(52, format="PNG"))
+    write_files(raw, {"images/part-000001.zip": file.getvalue()})
+    one = PACKER.pack(DiffusionDB(raw), tmp_path / "one")
+    assert one.total == 5 and one.dropped == {"comes twice": 3}
+    assert samples(tmp_path / "one")[f"part-000001/{name[:-4]}"]["png"] == picture(101, format="PNG")
+
+    raw = journeydb(tmp_path / "journey", archives=1)
+    first = "./000/00000001-aaaa-4000-8000-000000000000.jpg"
+    with tarfile.open(raw / "imgs/000.tgz") as archive:
+        content = {member.name: archive.extractfile(member).read() for member in archive}
+    line = json.dumps({"img_path": first.replace(".jpg", ".png"), "prompt": "again"})
+    with tarfile.open(raw / "train_anno_realease_repath.jsonl.tgz") as archive:
+        text = archive.extractfile("train_anno_repath.jsonl").read()
+    content[first.replace(".jpg", ".png")] = picture(60, format="PNG")  # another file, the same key
+    write_files(raw, {"imgs/000.tgz": tarred(content), "train_anno_repath.jsonl": text + line.encode()})
+    other = PACKER.pack(JourneyDB(raw, annotations="train_anno_repath.jsonl"), tmp_path / "other")
+    assert other.total == 5 and other.dropped == {"comes twice": 1}
 
 
 # JourneyDB

@@ -10,7 +10,7 @@ from PIL import Image
 from raw_collections import coco, picture, records, samples, vggface2, write_files
 
 from sdscratch.data.images import open_image
-from sdscratch.errors import DataError
+from sdscratch.errors import ConfigError, DataError
 from sdscratch.prepare.crops import Box, square_around
 from sdscratch.prepare.pack import Coco, VGGFace2
 from sdscratch.prepare.pack.packer import Packer
@@ -201,3 +201,10 @@ def test_annotations_that_lead_elsewhere_or_are_none_of_cocos_are_refused(tmp_pa
     (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(found))
     with pytest.raises(DataError, match="not in COCO's format"):
         Coco(tmp_path, crop="none").parts(10)
+
+
+@pytest.mark.parametrize("kind", [Coco, VGGFace2])
+@pytest.mark.parametrize("margin", [float("nan"), float("inf"), -0.1])
+def test_a_margin_that_is_no_share_of_a_box_is_refused(kind, margin):
+    with pytest.raises(ConfigError, match="margin is .*: expected a share of the box, from 0 to 100"):
+        kind(".", margin=margin)

@@ -180,3 +180,12 @@ def test_links_to_nowhere_and_pipes_are_refused_by_name(tmp_path):
     (folder / "b.txt").write_text("a caption")
     with pytest.raises(DataError, match="b.jpg is no file"):
         Packer(Form()).pack(Folder(folder, "test"), tmp_path / "out")
+
+
+def test_a_field_for_captions_that_holds_none_lets_the_next_one_count(tmp_path):
+    files = {f"{name}.jpg": picture(n) for n, name in enumerate("abc")}
+    files |= {"a.json": '{"captions": null, "caption": "of a"}', "b.json": '{"captions": [" "], "text": "of b"}'}
+    files |= {"metadata.csv": "file_name,text,prompt\nc.jpg,,of c\n"}
+    manifest, found = pack(tmp_path, files)
+    assert {key: record["captions"] for key, record in found.items()} == {"a": ["of a"], "b": ["of b"], "c": ["of c"]}
+    assert not manifest.dropped

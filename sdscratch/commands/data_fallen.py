@@ -1,21 +1,11 @@
-"""Where verbs of data write to, and what they say at their end of what fell."""
+"""What verbs of data say at their end of what fell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from sdscratch.data.shards import DROPPED
-from sdscratch.errors import ConfigError
-
-
-def out_folder(cfg: DictConfig) -> Path:
-    """The folder `out`. Raises ConfigError where it is empty, which would be this folder."""
-    if not cfg.out:
-        raise ConfigError("out is empty: expected a folder, `.` for this one")
-    return Path(cfg.out)
 
 
 def fallen(out: Path, dropped: Mapping[str, int]) -> str:
