@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         """Raises TypeError for a side-car that holds something else than a checkpoint's."""
         numbers = (self.step, self.samples_seen, self.size)
-        measured = self.val_loss is None or isinstance(self.val_loss, int | float)
+        measured = self.val_loss is None or (isinstance(self.val_loss, int | float) and math.isfinite(self.val_loss))
         if not (all(type(number) is int for number in numbers) and isinstance(self.sha256, str) and measured):
             raise TypeError(f"{self.sidecar} holds no checkpoint's numbers")
 

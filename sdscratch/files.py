@@ -157,7 +157,7 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """What write_json has written; {} where there is nothing of the kind."""
     try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -18,7 +18,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.dataset import HeldOut, OnBad, ShardDataset
 from sdscratch.data.images import MAX_SIDE
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.loading import Loader, PositionSampler, stop_with_parent
+from sdscratch.data.loading import Loader, PositionSampler, micro_batch_size, stop_with_parent
 from sdscratch.data.order import Order, data_step
 from sdscratch.errors import ConfigError, DataError, check_whole
 
@@ -107,14 +107,7 @@ class BaseDataModule(L.LightningDataModule, ABC):
         """Samples per rank and forward pass. Raises ConfigError when it is not whole."""
         trainer = self.trainer
         world, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer is not None else (1, 1)
-        check_whole("trainer.accumulate_grad_batches", accumulate)
-        size, rest = divmod(self.global_batch_size, world * accumulate)
-        if rest or size < 1:
-            raise ConfigError(
-                f"global_batch_size={self.global_batch_size} is not divisible by {world} devices x "
-                f"trainer.accumulate_grad_batches={accumulate}. Set it to a multiple of {world * accumulate}."
-            )
-        return size
+        return micro_batch_size(self.global_batch_size, world, accumulate)
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare_data()

@@ -14,10 +14,22 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from sdscratch.data.order import data_step
-from sdscratch.errors import ConfigError, LostWorkerError, SdscratchError
+from sdscratch.errors import ConfigError, LostWorkerError, SdscratchError, check_whole
 
 LARGEST_MICRO_BATCH = 2**16
 """More samples than any device has taken at once: a slip of the keyboard, which would fill the memory first."""
+
+
+def micro_batch_size(global_batch_size: int, world_size: int, accumulate: int) -> int:
+    """Samples per rank and forward pass. Raises ConfigError when they are not whole."""
+    check_whole("trainer.accumulate_grad_batches", accumulate)
+    size, rest = divmod(global_batch_size, world_size * accumulate)
+    if rest or size < 1:
+        raise ConfigError(
+            f"global_batch_size={global_batch_size} is not divisible by {world_size} devices x "
+            f"trainer.accumulate_grad_batches={accumulate}. Set it to a multiple of {world_size * accumulate}."
+        )
+    return size
 
 
 class PositionSampler:

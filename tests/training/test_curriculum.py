@@ -362,10 +362,28 @@ def test_a_run_that_was_there_before_is_not_taken_for_a_phase(two, words, capsys
 
 def test_a_damaged_manifest_is_named(two, words, capsys):
     file = two / "curricula/mine/manifest.json"
-    for text in ("{", "{}", '{"phases": [{"name": "p1"}]}', file.read_text().replace('"done"', '"over"')):
+    whole = file.read_text()
+    damaged = [whole.replace('"done"', '"over"')]
+    for name, wrong in {
+        "run": 5,
+        "carried": [],
+        "samples_seen": "x",
+        "data": "x",
+        "metrics": [1],
+        "name": None,
+    }.items():
+        phases = json.loads(whole)["phases"]
+        damaged.append(json.dumps({"phases": [phases[0], {**phases[1], name: wrong}]}))
+    for wrong in ({"from": "runs/x"}, {**phases[1]["carried"], "from": 5}, {"vae": 5}):
+        damaged.append(json.dumps({"phases": [phases[0], {**phases[1], "carried": wrong}]}))
+    for text in ("{", "{}", "[" * 100_000, '{"phases": {}}', '{"phases": [{"name": "p1"}]}', *damaged):
         file.write_text(text)
         assert main(["curriculum", *words("p1_laion_broad")]) == 2
         assert "manifest.json is damaged" in capsys.readouterr().err
+    file.unlink()
+    file.mkdir()
+    assert main(["curriculum", "status", "name=mine"]) == 2
+    assert "cannot read" in capsys.readouterr().err
 
 
 # Plan and status
