@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether training has begun here."""
-        return bool(self.state()) or any(self.checkpoint_folder.glob("step_*.ckpt"))
+        return bool(self.state()) or bool(self._checkpoint_files("step_*.ckpt"))
 
     # Checkpoints
 
@@ -104,7 +105,7 @@ class RunFolder:
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints with a side-car that fits their name, oldest first. Not yet verified: see Checkpoint.is_intact."""
         found = []
-        for path in self.checkpoint_folder.glob("step_*.ckpt"):
+        for path in self._checkpoint_files("step_*.ckpt"):
             with suppress(OSError, ValueError, TypeError, RecursionError):
                 about = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
                 checkpoint = Checkpoint(path=path, **about)
@@ -123,16 +124,25 @@ class RunFolder:
                 return checkpoint
             warn(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one")
         step = self.state().get("step") or max((checkpoint.step for checkpoint in known), default=0)
-        if step or any(self.checkpoint_folder.glob("step_*.ckpt.json")):  # side-cars are written last
+        if step or self._checkpoint_files("step_*.ckpt.json"):  # side-cars are written last
             raise RunFolderError(
                 f"{self.checkpoint_folder} holds no intact checkpoint, but the run has been "
                 f"{f'at step {step}' if step else 'saved'}. Put one back, or start again under another name="
             )
         return None
 
+    def _checkpoint_files(self, pattern: str) -> list[Path]:
+        """Of the checkpoint folder, in no order; none where it is none. Raises RunFolderError where it cannot be read."""
+        try:
+            return [path for path in self.checkpoint_folder.iterdir() if fnmatch(path.name, pattern)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _cannot_read(self.checkpoint_folder, error) from error
+
     def _check_side_cars(self) -> None:
         """Raise RunFolderError where one is there that cannot be read: its checkpoint may be good all the same."""
-        for path in self.checkpoint_folder.glob("step_*.ckpt.json"):
+        for path in self._checkpoint_files("step_*.ckpt.json"):
             try:
                 path.read_bytes()
             except FileNotFoundError:
@@ -152,15 +162,15 @@ class RunFolder:
         Decided from the folder alone, so that kills and resumes leave nothing behind: halves, files without side-car, and
         checkpoints beyond `step`, which are damaged, or the run would have gone on from them. Call it when the checkpoint
         of `step` is whole. Side-cars go first: what is left of a removal that was cut short is no checkpoint.
-        Raises RunFolderError, and removes nothing, where a side-car cannot be read.
+        Raises RunFolderError, and removes nothing, where a side-car cannot be read; CannotWriteError where a file stays.
         """
         self._check_side_cars()
         kept = retention.kept([checkpoint for checkpoint in self.checkpoints() if checkpoint.step <= step])
         names = {path.name for checkpoint in kept for path in (checkpoint.path, checkpoint.sidecar)}
         removed = []
-        for path in sorted(self.checkpoint_folder.glob("*"), reverse=True):
+        for path in sorted(self._checkpoint_files("*"), reverse=True):
             if CHECKPOINT_FILE.fullmatch(path.name) and path.name not in names and path.is_file():
-                path.unlink(missing_ok=True)
+                _remove(path)
                 crash_point("save:retention")
                 removed.append(path)
         return removed
@@ -191,8 +201,8 @@ class RunFolder:
         """Remove those of a way that the run has turned back from, newest first."""
         for checkpoint in reversed(self.checkpoints()):
             if checkpoint.step > step:
-                checkpoint.sidecar.unlink(missing_ok=True)
-                checkpoint.path.unlink(missing_ok=True)
+                _remove(checkpoint.sidecar)
+                _remove(checkpoint.path)
 
     # Metrics
 
@@ -284,6 +294,13 @@ class RunFolder:
 
 def _cannot_read(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(f"cannot read {path}: {error.strerror or error}")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CannotWriteError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def _is_state(state: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -262,6 +263,31 @@ def test_what_cannot_be_read_is_not_damaged_never_pruned_and_never_passed_over_i
         assert steps(run) == [10, 20] and run.checkpoint_path(30).exists()
     kept.rename(path)  # the disk is back
     assert run.newest_intact_checkpoint().step == 30
+
+
+def refusing(monkeypatch, what: str) -> None:
+    """Let the system refuse it; the superuser, as whom tests may run, is refused nothing by rights."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, what, refuse)
+
+
+def test_a_checkpoint_folder_that_cannot_be_read_is_not_an_empty_one(run, monkeypatch):
+    save(run, 10)
+    refusing(monkeypatch, "iterdir")
+    for look in (run.checkpoints, run.newest_intact_checkpoint, lambda: run.prune_checkpoints(10, Retention())):
+        with pytest.raises(RunFolderError, match="cannot read .*checkpoints: Permission denied"):
+            look()
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_named(run, monkeypatch):
+    save(run, 10, 20)
+    refusing(monkeypatch, "unlink")
+    for remove in (lambda: run.prune_checkpoints(20, Retention(last=1)), lambda: run.forget_checkpoints_after(10)):
+        with pytest.raises(CannotWriteError, match=r"cannot remove .*step_000000[12]0.ckpt.json: Permission denied"):
+            remove()
 
 
 # Metrics

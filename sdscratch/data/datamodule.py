@@ -18,7 +18,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.dataset import HeldOut, OnBad, ShardDataset
 from sdscratch.data.images import MAX_SIDE
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.loading import Loader, PositionSampler, micro_batch_size, stop_with_parent
+from sdscratch.data.loading import Loader, PositionSampler, check_temporary_folder, micro_batch_size, stop_with_parent
 from sdscratch.data.order import Order, data_step
 from sdscratch.errors import ConfigError, DataError, check_whole
 
@@ -47,6 +47,8 @@ class BaseDataModule(L.LightningDataModule, ABC):
         check_whole("dataset.resolution", resolution, 1, MAX_SIDE)
         check_whole("dataset.global_batch_size", global_batch_size)
         check_whole("dataset.num_workers", num_workers, 0, MOST_WORKERS)
+        if num_workers:
+            check_temporary_folder()
         check_whole("dataset.val_samples", val_samples)
         self.resolution, self.global_batch_size, self.seed = resolution, global_batch_size, seed
         self.num_workers, self.val_samples = num_workers, val_samples
