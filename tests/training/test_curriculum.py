@@ -343,6 +343,11 @@ def test_a_run_that_is_gone_is_said(two, capsys):
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[optimizer.lrr=1]"], "did you mean 'optimizer.lr'"),
         (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "init.weights"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=0]"], "expected a whole number"),
+        (
+            ["p1_laion_broad", "p4_faces"],
+            ["overrides.p4_faces=[trainer.devices=3]"],
+            "p4_faces: global_batch_size=4 is not",
+        ),
         (["p1_laion_broad"], ["name=../x"], "is no folder below curricula"),
         (["p1_laion_broad"], ["on_change=maybe"], "expected refuse or rerun"),
         (["p1_laion_broad"], ["paths.curricula=/proc/none"], "cannot write into"),
