@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import IO, Any
 
-from sdscratch.errors import RunFolderError
+from sdscratch.errors import CannotWriteError, RunFolderError
 from sdscratch.files import crash_point, write_atomically, write_json
 
 
@@ -33,7 +35,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         """Raises TypeError for a side-car that holds something else than a checkpoint's."""
         numbers = (self.step, self.samples_seen, self.size)
-        measured = self.val_loss is None or isinstance(self.val_loss, int | float)
+        measured = self.val_loss is None or (isinstance(self.val_loss, int | float) and math.isfinite(self.val_loss))
         if not (all(type(number) is int for number in numbers) and isinstance(self.sha256, str) and measured):
             raise TypeError(f"{self.sidecar} holds no checkpoint's numbers")
 
@@ -75,21 +77,39 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
     """All with a side-car that fits their name, oldest first. Not yet verified: see Checkpoint.is_intact."""
     found = []
-    for path in folder.glob("step_*.ckpt"):
-        with suppress(OSError, ValueError, TypeError):
-            about = json.loads(path.with_name(path.name + ".json").read_text())
+    for path in files_in(folder, "step_*.ckpt"):
+        with suppress(OSError, ValueError, TypeError, RecursionError):
+            about = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
             checkpoint = Checkpoint(path=path, **about)
             if path == checkpoint_path(folder, checkpoint.step):
                 found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Of a folder of checkpoints, in no order; none where it is none. Raises RunFolderError where it cannot be read."""
+    try:
+        return [path for path in folder.iterdir() if fnmatch(path.name, pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RunFolderError(f"cannot read {folder}: {error.strerror or error}") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, which may be gone already. Raises CannotWriteError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CannotWriteError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
 def forget_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of later steps, newest first."""
     for checkpoint in reversed(checkpoints_in(folder)):
         if checkpoint.step > step:
-            checkpoint.sidecar.unlink(missing_ok=True)
-            checkpoint.path.unlink(missing_ok=True)
+            remove(checkpoint.sidecar)
+            remove(checkpoint.path)
 
 
 def write_checkpoint(

@@ -7,7 +7,6 @@ load when they are needed, so that help and refusals come at once.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import traceback
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sdscratch import __version__
 from sdscratch.console import forget_lost_readers
-from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError, out_of_memory
+from sdscratch.errors import ConfigError, SdscratchError, of_the_machine
 from sdscratch.verbs import VERBS, Verb
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 
 CONFIG_ERRORS = ("hydra", "omegaconf", "yaml")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except SdscratchError as error:
         return _complain(error, error.exit_code)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        return _complain(error, CannotWriteError.exit_code)
     except KeyboardInterrupt:
         print("sdscratch: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if (wanted := out_of_memory(error)) is not None:
-            return _complain(wanted, wanted.exit_code)
+        if (refused := of_the_machine(error)) is not None:
+            return _complain(refused, refused.exit_code)
         if type(error).__module__.partition(".")[0] not in CONFIG_ERRORS:
             raise
         # A key that a command asked for and the user removed, or a value that is no YAML.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -61,6 +62,20 @@ class StoppedError(SdscratchError):
     def continued_by(self, command: str) -> StoppedError:
         """The same, for whoever had called another command than that of the run."""
         return StoppedError(self.what, command, self.signal_number)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE)
+
+
+def of_the_machine(error: Exception) -> SdscratchError | None:
+    """What to tell the user where the machine has refused memory, room on a disk or a file; None where that is not it."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return CannotWriteError(str(error))
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        remedy = "Raise the limit (ulimit -n)" if error.errno == errno.EMFILE else "Mend that, or choose another one"
+        return SdscratchError(f"the system refuses {error.filename or 'a file'}: {error.strerror}. {remedy}")
+    return out_of_memory(error)
 
 
 def out_of_memory(error: Exception) -> ConfigError | None:

@@ -192,6 +192,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """What write_json has written; {} where there is nothing of the kind."""
     try:
         content = json.loads(read_bytes(path)) if path.is_file() else {}
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -24,7 +24,9 @@ from sdscratch.checkpoint_file import (
     Retention,
     checkpoint_path,
     checkpoints_in,
+    files_in,
     forget_after,
+    remove,
     unreadable,
     write_checkpoint,
 )
@@ -32,6 +34,8 @@ from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError
 from sdscratch.files import FolderLock, crash_point, read_json, remove_halves, write_atomically, write_json
 
+LONGEST_LINE = 100_000  # of metrics.csv
+STEP = re.compile(r"[0-9]{1,18}")
 CHECKPOINT_FILE = re.compile(r"\.?step_\d+\.ckpt(\.json)?(\.\d+\.tmp)?")  # with its side-car, and halves of both
 
 
@@ -64,7 +68,9 @@ class RunFolder:
             probe.write_bytes(b"writable")
             probe.unlink(missing_ok=True)  # another process may be trying as well
         except OSError as error:
-            raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
+            raise CannotWriteError(
+                f"cannot write into {error.filename or self.path}: {error.strerror or error}"
+            ) from error
 
     def lock(self) -> None:
         """Keep other processes out until this one ends. Forked loader workers do not hold the lock.
@@ -97,7 +103,7 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether training has begun here."""
-        return bool(self.state()) or any(self.checkpoint_folder.glob("step_*.ckpt"))
+        return bool(self.state()) or bool(files_in(self.checkpoint_folder, "step_*.ckpt"))
 
     # Checkpoints
 
@@ -120,7 +126,7 @@ class RunFolder:
                 return checkpoint
             warn(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one")
         step = self.state().get("step") or max((checkpoint.step for checkpoint in known), default=0)
-        if step or any(self.checkpoint_folder.glob("step_*.ckpt.json")):  # side-cars are written last
+        if step or files_in(self.checkpoint_folder, "step_*.ckpt.json"):  # side-cars are written last
             raise RunFolderError(
                 f"{self.checkpoint_folder} holds no intact checkpoint, but the run has been "
                 f"{f'at step {step}' if step else 'saved'}. Put one back, or start again under another name="
@@ -129,7 +135,7 @@ class RunFolder:
 
     def _check_side_cars(self) -> None:
         """Raise RunFolderError where one is there that cannot be read: its checkpoint may be good all the same."""
-        for path in self.checkpoint_folder.glob("step_*.ckpt.json"):
+        for path in files_in(self.checkpoint_folder, "step_*.ckpt.json"):
             try:
                 path.read_bytes()
             except FileNotFoundError:
@@ -149,15 +155,15 @@ class RunFolder:
         Decided from the folder alone, so that kills and resumes leave nothing behind: halves, files without side-car, and
         checkpoints beyond `step`, which are damaged, or the run would have gone on from them. Call it when the checkpoint
         of `step` is whole. Side-cars go first: what is left of a removal that was cut short is no checkpoint.
-        Raises RunFolderError, and removes nothing, where a side-car cannot be read.
+        Raises RunFolderError, and removes nothing, where a side-car cannot be read; CannotWriteError where a file stays.
         """
         self._check_side_cars()
         kept = retention.kept([checkpoint for checkpoint in self.checkpoints() if checkpoint.step <= step])
         names = {path.name for checkpoint in kept for path in (checkpoint.path, checkpoint.sidecar)}
         removed = []
-        for path in sorted(self.checkpoint_folder.iterdir(), reverse=True):
+        for path in sorted(files_in(self.checkpoint_folder, "*"), reverse=True):
             if CHECKPOINT_FILE.fullmatch(path.name) and path.name not in names and path.is_file():
-                path.unlink(missing_ok=True)
+                remove(path)
                 crash_point("save:retention")
                 removed.append(path)
         return removed
@@ -219,22 +225,31 @@ class RunFolder:
         """Forget rows after `step`, and what is no row, as a last line that a crash has torn: the run goes on from there."""
         if header := self._metrics_header():
             if "step" not in header:
-                raise RunFolderError(f"{self.metrics_file} is no table of metrics: move it away, and go on")
+                raise self._no_table()
             self._write_metrics(header, [row for row in self._rows() if int(row["step"]) <= step])
 
     def append_bad_step(self, about: Mapping[str, Any]) -> None:
         """Add a line to bad_steps.jsonl, unless it is there: a resumed run meets the same bad step again."""
         file = self.path / "bad_steps.jsonl"
         line = json.dumps(about)
-        if not file.exists() or line not in file.read_text().splitlines():
+        if not file.exists() or line.encode() not in file.read_bytes().splitlines():
             with file.open("a") as out:
                 out.write(line + "\n")
 
     def _metrics_header(self) -> list[str]:
-        if not self.metrics_file.exists():
+        try:
+            with self.metrics_file.open("rb") as file:
+                line = file.readline(LONGEST_LINE)
+        except FileNotFoundError:
             return []
-        with self.metrics_file.open(newline="", errors="replace") as file:
-            return next(csv.reader(file), [])
+        except OSError as error:
+            raise _cannot_read(self.metrics_file, error) from error
+        if len(line) == LONGEST_LINE:
+            raise self._no_table()
+        return next(csv.reader([line.decode(errors="replace")]), [])
+
+    def _no_table(self) -> RunFolderError:
+        return RunFolderError(f"{self.metrics_file} is no table of metrics: move it away, and go on")
 
     def _write_metrics(self, header: list[str], rows: list[dict[str, str]]) -> None:
         text = StringIO()
@@ -247,19 +262,28 @@ class RunFolder:
         """The rows as text. A last line without its end is torn, or being written just now: it does not count.
 
         Neither does anything from a NUL on, which is what some file systems make of the end when the power goes, nor a line
-        that has too many cells or no number of steps.
+        that is too long, or has too many cells or no number of steps.
         """
-        if not self.metrics_file.exists():
+        try:
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace").partition("\0")[0]
+        except FileNotFoundError:
             return []
-        text = self.metrics_file.read_text(errors="replace").partition("\0")[0]
-        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
+        except OSError as error:
+            raise _cannot_read(self.metrics_file, error) from error
+        header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+        names = next(csv.reader([header[:LONGEST_LINE]]), [])
+        rows = csv.DictReader((line for line in lines if len(line) < LONGEST_LINE), names, quoting=csv.QUOTE_NONE)
+        return [row for row in rows if None not in row and STEP.fullmatch(row.get("step") or "")]
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             return read_json(self.path / name)
         except OSError as error:
-            raise RunFolderError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+            raise _cannot_read(self.path / name, error) from error
+
+
+def _cannot_read(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"cannot read {path}: {error.strerror or error}")
 
 
 def _is_state(state: Mapping[str, Any]) -> bool:
@@ -267,6 +291,7 @@ def _is_state(state: Mapping[str, Any]) -> bool:
     rewinds = state.get("rewinds", [])
     return (
         type(state.get("step", 0)) is int
+        and type(state.get("samples_seen", 0)) is int
         and isinstance(rewinds, list)
         and all(isinstance(rewind, dict) and _is_range(rewind.get("skipped")) for rewind in rewinds)
     )

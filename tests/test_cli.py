@@ -242,6 +242,9 @@ def test_a_run_that_is_not_there_is_looked_for_among_those_that_are(capsys, tmp_
         (errors.DivergedError("no"), 3),
         (errors.CannotWriteError("no"), 4),
         (OSError(errno.ENOSPC, "No space left on device"), 4),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x/model"), 2),
+        (OSError(errno.EIO, "Input/output error", "data/00000.tar"), 2),
+        (OSError(errno.EMFILE, "Too many open files"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -210,6 +211,10 @@ def test_of_equally_good_checkpoints_the_newer_is_the_best(run):
     assert [c.step for c in best_first(run.checkpoints())] == [20, 10]
 
 
+def test_there_is_nothing_to_prune_before_the_first_folder(tmp_path):
+    assert RunFolder(tmp_path / "none").prune_checkpoints(0, Retention()) == []
+
+
 def test_pruning_removes_what_crashes_have_left_and_nothing_that_is_not_ours(run):
     save(run, 10, 20)
     left = [
@@ -260,6 +265,31 @@ def test_what_cannot_be_read_is_not_damaged_never_pruned_and_never_passed_over_i
     assert run.newest_intact_checkpoint().step == 30
 
 
+def refusing(monkeypatch, what: str) -> None:
+    """Let the system refuse it; the superuser, as whom tests may run, is refused nothing by rights."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, what, refuse)
+
+
+def test_a_checkpoint_folder_that_cannot_be_read_is_not_an_empty_one(run, monkeypatch):
+    save(run, 10)
+    refusing(monkeypatch, "iterdir")
+    for look in (run.checkpoints, run.newest_intact_checkpoint, lambda: run.prune_checkpoints(10, Retention())):
+        with pytest.raises(RunFolderError, match="cannot read .*checkpoints: Permission denied"):
+            look()
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_named(run, monkeypatch):
+    save(run, 10, 20)
+    refusing(monkeypatch, "unlink")
+    for remove in (lambda: run.prune_checkpoints(20, Retention(last=1)), lambda: run.forget_checkpoints_after(10)):
+        with pytest.raises(CannotWriteError, match=r"cannot remove .*step_000000[12]0.ckpt.json: Permission denied"):
+            remove()
+
+
 # Metrics
 
 
@@ -299,6 +329,35 @@ def test_what_a_power_cut_made_of_the_last_lines_is_no_row(run):
     assert run.metrics_file.read_text() == "step,train/loss\n1,0.1\n2,0.2\n"
 
 
+@pytest.mark.parametrize("line", ["3," + "x" * 200_000, "9" * 5000 + ",0.3", '3,"' + "x" * 50_000 + '\n4,"', '3,"'])
+def test_a_line_of_any_length_and_any_quotes_costs_itself_alone(run, line):
+    for step in (1, 2):
+        run.append_metrics({"step": step, "train/loss": step / 10})
+    with run.metrics_file.open("a") as file:
+        file.write(line + "\n")
+    run.cut_metrics(2)
+    run.append_metrics({"step": 3, "train/loss": 0.3})
+    assert run.read_metrics() == [{"step": step, "train/loss": step / 10} for step in (1, 2, 3)]
+
+
+def test_what_is_no_table_of_metrics_is_named_and_left_alone(run):
+    run.metrics_file.write_text("step," + "x" * 200_000 + "\n1,2\n")
+    with pytest.raises(RunFolderError, match="metrics.csv is no table of metrics"):
+        run.cut_metrics(1)
+    run.metrics_file.unlink()
+    run.metrics_file.mkdir()
+    for look in (run.read_metrics, lambda: run.cut_metrics(1)):
+        with pytest.raises(RunFolderError, match="cannot read .*metrics.csv: Is a directory"):
+            look()
+
+
+def test_bad_steps_are_added_once_each_to_whatever_is_there(run):
+    (run.path / "bad_steps.jsonl").write_bytes(b"\xff\xfe\n")
+    for step in (1, 2, 1):
+        run.append_bad_step({"step": step})
+    assert (run.path / "bad_steps.jsonl").read_bytes().splitlines() == [b"\xff\xfe", b'{"step": 1}', b'{"step": 2}']
+
+
 def test_a_row_that_finds_the_disk_full_leaves_no_part_of_itself(run):
     run.append_metrics({"step": 1, "train/loss": 0.5})
     before = run.metrics_file.read_text()
@@ -325,10 +384,19 @@ def test_state_is_merged_and_tells_whether_there_is_a_run(run):
     assert run.holds_a_run()
 
 
-WRONG = ['{"step": "x"}', '{"rewinds": [1]}', '{"rewinds": {"a": 1}}', '{"rewinds": [{"skipped": [4]}]}']
+WRONG = [
+    '{"step": "x"}',
+    '{"samples_seen": "x"}',
+    '{"rewinds": [1]}',
+    '{"rewinds": {"a": 1}}',
+    '{"rewinds": [{"skipped": [4]}]}',
+]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0", *WRONG])
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0", DEEP, *WRONG])
 def test_a_damaged_state_is_none_and_is_written_anew(run, content):
     run.set_state(step=10)
     (run.path / "state.json").write_text(content)
@@ -338,7 +406,8 @@ def test_a_damaged_state_is_none_and_is_written_anew(run, content):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"init_from": 3}', '{"changes": {}}', '{"changes": [1]}', '{"changes": [{"step": "x"}]}']
+    "content",
+    ["{", "[]", DEEP, '{"init_from": 3}', '{"changes": {}}', '{"changes": [1]}', '{"changes": [{"step": "x"}]}'],
 )
 def test_a_damaged_lineage_is_none_and_is_written_anew(run, content):
     (run.path / "lineage.json").write_text(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def _data(dataset: DictConfig) -> tuple[str, int | None, str]:
 def _rate(phase: Phase, phases: Sequence[Phase], given: Any) -> float | None:
     """Samples per second of all devices: as given; else as this phase, or one of the same network and devices, has done."""
     if given is not None:
-        if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
             raise ConfigError(f"samples_per_second={given}: expected a number above 0, or null")
         return float(given)
     for candidate in (phase, *(other for other in phases if _cost(other.cfg) == _cost(phase.cfg))):

@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch.console import say_at_once
-from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError
+from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError, check_whole
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.preemption import ANNOUNCEMENT, PASSED_ON, stopped
@@ -62,16 +62,39 @@ def is_rank() -> bool:
 
 
 def _started() -> int:
-    """How many processes they have started; srun with a single task is no such thing."""
+    """How many processes they have started; srun with a single task is no such thing. Raises ConfigError where they cannot
+    have said so, as after a shell that has kept some of their variables."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+        count = _number("WORLD_SIZE", 1)
+        if count > 1:
+            if lacking := [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+                raise ConfigError(
+                    f"RANK and WORLD_SIZE={count} are set, as by torchrun, but not {', '.join(lacking)}: unset them, or "
+                    "let torchrun start it"
+                )
+            _number("RANK", 0, count - 1)
+            _number("LOCAL_RANK", 0, count - 1)
+            _number("MASTER_PORT", 0, 65535)
+        return count
+    tasks = _number("SLURM_STEP_NUM_TASKS", 1) if "SLURM_STEP_NUM_TASKS" in os.environ else 1
     return tasks if tasks > 1 else 0
 
 
+def _number(variable: str, least: int, most: int | None = None) -> int:
+    """The value of a variable of the environment. Raises ConfigError where it is none from `least` to `most`."""
+    text = os.environ[variable]
+    value = int(text) if text.isdecimal() else text
+    check_whole(f"in the environment {variable}", value, least, most)
+    return int(value)
+
+
 def world_size(trainer: DictConfig) -> int:
-    """Devices of all nodes together, as configured."""
-    return _devices(trainer) * trainer.get("num_nodes", 1)
+    """Devices of all nodes together, as configured. Raises ConfigError where that is none."""
+    devices, nodes = _devices(trainer), trainer.get("num_nodes", 1)
+    check_whole("trainer.num_nodes", nodes)
+    if devices < 1:
+        raise ConfigError(f"trainer.devices={trainer.devices}: expected at least one")
+    return devices * nodes
 
 
 def _devices(trainer: DictConfig) -> int:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from sdscratch.commands import footprint
 from sdscratch.commands.finished import relearnt
+from sdscratch.commands.trainer import check_trainer
 from sdscratch.config import Change, changes, check_config, compose, literal
 from sdscratch.config.words import did_you_mean
 from sdscratch.errors import ConfigError, check_whole
@@ -118,6 +119,7 @@ def _phase(cfg: DictConfig, name: str, earlier: Sequence[Phase]) -> Phase:
     check_config(part)
     for length in ("max_steps", "global_batch_size"):
         check_whole(length, part[length])
+    check_trainer(part)
     InitialWeights(**part.init)  # refuses what is no choice
     if not footprint.checkpoints(part):
         raise ConfigError("callbacks.checkpoints is null, but a curriculum goes on from checkpoints: leave it on")

@@ -30,7 +30,7 @@ def main(job: Path) -> int:
 
     from sdscratch.commands.launch import Outcome
     from sdscratch.commands.train import train
-    from sdscratch.errors import SdscratchError, out_of_memory
+    from sdscratch.errors import SdscratchError, of_the_machine
 
     sys.argv[1:] = json.loads((job / "words.json").read_text())["words"]
     cfg = OmegaConf.load(job / "config.yaml")
@@ -41,8 +41,8 @@ def main(job: Path) -> int:
     except SdscratchError as error:
         outcome = Outcome(error.exit_code, str(error), "", time.time())
     except Exception as error:
-        if (wanted := out_of_memory(error)) is not None:
-            outcome = Outcome(wanted.exit_code, str(wanted), "", time.time())
+        if (refused := of_the_machine(error)) is not None:
+            outcome = Outcome(refused.exit_code, str(refused), "", time.time())
         else:
             message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             outcome = Outcome(1, message, traceback.format_exc(), time.time())

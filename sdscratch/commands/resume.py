@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from sdscratch.commands.known_runs import did_you_mean_run
 from sdscratch.commands.train import train, what_next
@@ -34,10 +35,25 @@ def run(run: str, overrides: list[str]) -> None:
             raise ConfigError(f"{override}: a run goes on in its own folder; `sdscratch train` starts another one")
         if key == "init_from":
             raise ConfigError(f"{override}: the run has its weights already; `sdscratch train` starts another one")
-        cfg.merge_with_dotlist([override])
+        _merge(cfg, override)
     cfg.resume_from = "auto"
     check_config(cfg, declared=recipe)
     what_next(train(cfg), cfg)
+
+
+def _merge(cfg: DictConfig, override: str) -> None:
+    """Raises ConfigError for what is no value, and for another option of a group, which a recipe knows nothing of."""
+    key, _, value = override.partition("=")
+    section = OmegaConf.select(cfg, key)
+    try:
+        cfg.merge_with_dotlist([override])
+    except YAMLError as error:
+        raise ConfigError(f"{override}: {value} is no value: {' '.join(str(error).split())}") from error
+    if isinstance(section, DictConfig) and isinstance(OmegaConf.select(cfg, key), str):
+        raise ConfigError(
+            f"{override}: a run keeps its {key}, of which single keys can be set, as in {key}.KEY={value}. For another one, "
+            "repeat the run's own command with it and resume_from=auto"
+        )
 
 
 def _runs(folder: Path, name: str) -> Path:

@@ -20,7 +20,7 @@ from sdscratch.commands.finished import relearnt
 from sdscratch.config import SweepJob, check_config, compose
 from sdscratch.config import sweep as for_each_job
 from sdscratch.console import warn
-from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError
+from sdscratch.errors import ConfigError, LostRankError, SdscratchError, StoppedError, of_the_machine
 from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
 
@@ -41,8 +41,10 @@ def sweep(module: str, verb_config: str, overrides: list[str]) -> None:
         except SdscratchError as error:
             failures[name] = error
         except Exception as error:
-            traceback.print_exception(error)
-            failures[name] = LostRankError(f"{type(error).__name__}: {error}")
+            if (refused := of_the_machine(error)) is None:
+                traceback.print_exception(error)
+                refused = LostRankError(f"{type(error).__name__}: {error}")
+            failures[name] = refused
         warn(f"{name} failed: {failures[name]}")
         return None  # no number: a search counts the job as failed
 

@@ -51,6 +51,17 @@ from sdscratch.training.rewind import Start, start_at, turn_back
 from sdscratch.training.step_callback import said_not_raised
 from sdscratch.training.validation import held_out
 
+MOST_THREADS = 1024
+"""More than any machine makes use of, and fewer than OpenMP dies of."""
+
+HINTS = (
+    ".*does not have many workers.*",
+    ".*no `validation_step`.*",
+    ".*treespec, LeafSpec.*",
+    ".*callbacks used to create the checkpoint.*",
+)
+"""Lightning's, about what a run does on purpose, or says itself as a change of its settings."""
+
 
 def run(cfg: DictConfig) -> None:
     """Train what the configuration says, or go on with it."""
@@ -87,6 +98,8 @@ def train(cfg: DictConfig) -> RunFolder:
     """
     for name in ("max_steps", "global_batch_size"):
         check_whole(name, cfg[name])
+    if cfg.threads is not None:
+        check_whole("threads", cfg.threads, 1, MOST_THREADS)
     check_trainer(cfg)
     if cfg.resume_from not in (None, "auto"):
         raise ConfigError(f"resume_from={cfg.resume_from} is unknown; expected auto, or `sdscratch resume RUN`")
@@ -96,7 +109,7 @@ def train(cfg: DictConfig) -> RunFolder:
             launch.launch(cfg, count, folder)
         return folder
     with StopSignals(str(folder.path), announce=not launch.is_rank()) as signals:
-        _join(cfg, folder)
+        _join(cfg, folder, signals)
         try:
             start = ranks.agreed(lambda: _open(folder, cfg))
             while start is not None:
@@ -133,7 +146,6 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     """Train from `start` to the end; or to where the run must turn back, giving its new start."""
     _quieten_libraries()
     if cfg.threads is not None:
-        check_whole("threads", cfg.threads)
         torch.set_num_threads(cfg.threads)
     begun_before = folder.holds_a_run()
     datamodule = ranks.first_then_others(lambda: _datamodule(cfg))
@@ -191,11 +203,14 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
     return None
 
 
-def _join(cfg: DictConfig, folder: RunFolder) -> None:
-    """Meet the other ranks, where torchrun or SLURM has started some."""
-    if launch.world_size(cfg.trainer) > 1:
-        _quieten_libraries()
-        make_trainer(cfg, folder).strategy.setup_environment()
+def _join(cfg: DictConfig, folder: RunFolder, signals: StopSignals) -> None:
+    """Meet the other ranks, where torchrun or SLURM has started some. Raises LostRankError where they cannot be met."""
+    if (world := launch.world_size(cfg.trainer)) < 2:
+        return
+    _quieten_libraries()
+    strategy = make_trainer(cfg, folder).strategy
+    with signals.ending_at_once(), ranks.patience(world):
+        strategy.setup_environment()
 
 
 def _part(trainer: L.Trainer, status: str) -> None:
@@ -311,7 +326,12 @@ def _quieten_libraries() -> None:
     """Their hints and bars are for people who call them themselves; errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*no `validation_step`.*", ".*treespec, LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*no `validation_step`.*",
+        ".*treespec, LeafSpec.*",
+        ".*callbacks used to create.*",
+    ):
         warnings.filterwarnings("ignore", message)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from sdscratch.commands import launch
 from sdscratch.config import build
+from sdscratch.data.loading import micro_batch_size
 from sdscratch.errors import ConfigError
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import RunFolderIO
@@ -57,20 +59,23 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if str(cfg.trainer.precision) not in PRECISIONS:
         raise ConfigError(f"trainer.precision is {cfg.trainer.precision}; expected {', '.join(PRECISIONS)}")
+    accumulate = cfg.trainer.get("accumulate_grad_batches", 1)
+    micro_batch_size(cfg.global_batch_size, launch.world_size(cfg.trainer), accumulate)  # before any rank is started
 
 
 def make_trainer(
     cfg: DictConfig, folder: RunFolder, callbacks: Sequence[L.Callback] = (), loggers: Sequence[Any] = ()
 ) -> L.Trainer:
     """Build it; it leaves signals alone, and says to the run folder what is in a checkpoint."""
-    alone = {} if launch.world_size(cfg.trainer) > 1 else {"strategy": "auto"}
+    alone = launch.world_size(cfg.trainer) <= 1
     trainer = build(
         cfg.trainer,
         default_root_dir=str(folder.path),
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[RunFolderIO()],
-        **alone,
+        # Else Lightning would make itself a part of what SLURM's or torchrun's variables say, whoever has left them there.
+        plugins=[RunFolderIO(), *([LightningEnvironment()] if alone else [])],
+        **({"strategy": "auto"} if alone else {}),
     )
     without_lightnings_signals(trainer)
     return trainer

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
@@ -27,7 +28,7 @@ from sdscratch.config.checking import HEADLINE, object_problems
 from sdscratch.config.declared import dotted_keys, plain_problems
 from sdscratch.config.explaining import Group, explain
 from sdscratch.config.words import escape_interpolations, screen, shortened
-from sdscratch.errors import ConfigError, SdscratchError, StoppedError
+from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError, StoppedError
 
 DELTAS = ("phase", "experiment", "debug", "sweep", "local")
 """Groups whose files change keys but declare none, so that a misspelt key in them is an error."""
@@ -87,13 +88,22 @@ def sweep(verb_config: str, overrides: Sequence[str], run: Callable[[SweepJob], 
     with _hydra(verb_config) as hydra:
         with _readable_errors(hydra, verb_config, overrides):
             cfg = hydra.compose_config(verb_config, overrides, run_mode=RunMode.MULTIRUN)
-        Path(cfg.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # a study's data base may lie in it
+        _make_writable(Path(cfg.hydra.sweep.dir))
         try:
             hydra.multirun(verb_config, task_function=job, overrides=overrides)
         except _Stop as stop:
             raise stop.error from None
         except (HydraException, OmegaConfBaseException) as error:  # others come from the runs themselves
             raise ConfigError(shortened(_explain(error, hydra, verb_config, overrides))) from error
+
+
+def _make_writable(folder: Path) -> None:
+    """For what a sweeper leaves there, such as a study's data base. Raises CannotWriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CannotWriteError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
 class _Stop(BaseException):

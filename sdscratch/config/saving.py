@@ -41,7 +41,7 @@ def load_config(path: str | Path) -> DictConfig:
     """Read back what save_config has written. Raises ConfigError for a file that is damaged, or holds more than plain YAML."""
     try:
         found = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path} cannot be read as a configuration ({reason}). Restore it, or start a new run"

@@ -18,7 +18,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.dataset import HeldOut, OnBad, ShardDataset
 from sdscratch.data.images import MAX_SIDE
 from sdscratch.data.index import ShardIndex
-from sdscratch.data.loading import Loader, PositionSampler, stop_with_parent
+from sdscratch.data.loading import Loader, PositionSampler, check_temporary_folder, micro_batch_size, stop_with_parent
 from sdscratch.data.order import Order, data_step
 from sdscratch.errors import ConfigError, DataError, check_whole
 
@@ -47,6 +47,8 @@ class BaseDataModule(L.LightningDataModule, ABC):
         check_whole("dataset.resolution", resolution, 1, MAX_SIDE)
         check_whole("dataset.global_batch_size", global_batch_size)
         check_whole("dataset.num_workers", num_workers, 0, MOST_WORKERS)
+        if num_workers:
+            check_temporary_folder()
         check_whole("dataset.val_samples", val_samples)
         self.resolution, self.global_batch_size, self.seed = resolution, global_batch_size, seed
         self.num_workers, self.val_samples = num_workers, val_samples
@@ -107,14 +109,7 @@ class BaseDataModule(L.LightningDataModule, ABC):
         """Samples per rank and forward pass. Raises ConfigError when it is not whole."""
         trainer = self.trainer
         world, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer is not None else (1, 1)
-        check_whole("trainer.accumulate_grad_batches", accumulate)
-        size, rest = divmod(self.global_batch_size, world * accumulate)
-        if rest or size < 1:
-            raise ConfigError(
-                f"global_batch_size={self.global_batch_size} is not divisible by {world} devices x "
-                f"trainer.accumulate_grad_batches={accumulate}. Set it to a multiple of {world * accumulate}."
-            )
-        return size
+        return micro_batch_size(self.global_batch_size, world, accumulate)
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare_data()

@@ -223,21 +223,31 @@ def _compare(folder: Path, manifest: Manifest | None, shards: list[str], sizes: 
 
 
 def _load_or_scan(folder: Path, shards: list[str], name: str, cache: Path | str | None) -> np.ndarray:
-    cache = Path(cache or os.environ.get("SDSCRATCH_CACHE") or Path.home() / ".cache" / "sdscratch")
-    for place in (folder / name, cache / name):
+    caches = [place / name for place in _caches(cache)]
+    for place in (folder / name, *caches):
         with suppress(OSError, ValueError, EOFError):  # not there, or cut off
             entries = np.load(place, mmap_mode="r", allow_pickle=False)
             if (entries.dtype.names or ())[:2] == ("key", "shard"):
                 return entries
     entries = _scan(folder, shards)
     ours = folder.stat().st_mode & 0o222  # what nobody may write to, the superuser leaves alone as well
-    for place in (folder / name, cache / name) if ours else (cache / name,):
+    for place in (folder / name, *caches) if ours else caches:
         with suppress(OSError, CannotWriteError):
             write_atomically(place, lambda file: np.save(file, entries, allow_pickle=False))
             for stale in set(folder.glob("index-*.npy")) - {place} if ours else ():
                 stale.unlink()
             return np.load(place, mmap_mode="r", allow_pickle=False)
     return entries  # nowhere to keep it: read again the next time
+
+
+def _caches(cache: Path | str | None) -> list[Path]:
+    """The folder for what cannot be kept beside its shards; none for a user without a home, as in some containers."""
+    if chosen := cache or os.environ.get("SDSCRATCH_CACHE"):
+        return [Path(chosen)]
+    try:
+        return [Path.home() / ".cache" / "sdscratch"]
+    except RuntimeError:
+        return []
 
 
 def _scan(folder: Path, shards: list[str]) -> np.ndarray:

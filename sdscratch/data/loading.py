@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -14,10 +16,36 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from sdscratch.data.order import data_step
-from sdscratch.errors import ConfigError, LostWorkerError, SdscratchError
+from sdscratch.errors import ConfigError, LostWorkerError, SdscratchError, check_whole
 
 LARGEST_MICRO_BATCH = 2**16
 """More samples than any device has taken at once: a slip of the keyboard, which would fill the memory first."""
+
+LONGEST_TEMPORARY = 72
+"""107 bytes are left of a socket's path, and multiprocessing adds up to 35."""
+
+
+def micro_batch_size(global_batch_size: int, world_size: int, accumulate: int) -> int:
+    """Samples per rank and forward pass. Raises ConfigError when they are not whole."""
+    check_whole("trainer.accumulate_grad_batches", accumulate)
+    size, rest = divmod(global_batch_size, world_size * accumulate)
+    if rest or size < 1:
+        raise ConfigError(
+            f"global_batch_size={global_batch_size} is not divisible by {world_size} devices x "
+            f"trainer.accumulate_grad_batches={accumulate}. Set it to a multiple of {world_size * accumulate}."
+        )
+    return size
+
+
+def check_temporary_folder() -> None:
+    """Raise ConfigError where workers could not hand over their batches, and training would wait for ever: that goes by
+    sockets in the folder for temporary files, and the path of a socket is short."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > LONGEST_TEMPORARY:
+        raise ConfigError(
+            f"TMPDIR={folder} is too long for the sockets of the processes that read the data: expected at most "
+            f"{LONGEST_TEMPORARY} characters. Set a shorter one, or dataset.num_workers=0"
+        )
 
 
 class PositionSampler:

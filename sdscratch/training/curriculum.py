@@ -20,6 +20,15 @@ from sdscratch.files import FolderLock, remove_halves, write_json
 from sdscratch.run_folder import RunFolder
 
 Status = Literal["pending", "running", "done", "stale"]
+KINDS = {
+    "name": str,
+    "run": str | None,
+    "carried": dict | None,
+    "samples_seen": int | None,
+    "data": dict | None,
+    "metrics": dict | None,
+}
+"""Of the values of an entry."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,15 @@ class CurriculumFolder:
     def entries(self) -> dict[str, Entry]:
         """By name, in their order; {} before the first phase. Raises RunFolderError for a manifest that is damaged."""
         try:
-            content = json.loads(self.manifest_file.read_text())
+            content = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+            if not isinstance(content["phases"], list):
+                raise TypeError("phases is no list")
             entries = [_entry(about) for about in content["phases"]]
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError, KeyError) as error:
+        except OSError as error:
+            raise RunFolderError(f"cannot read {self.manifest_file}: {error.strerror or error}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise RunFolderError(
                 f"{self.manifest_file} is damaged ({error}). Put it back, or choose another name="
             ) from error
@@ -121,7 +134,16 @@ def set_aside(run: RunFolder) -> Path:
 
 
 def _entry(about: Mapping[str, Any]) -> Entry:
+    """Raises TypeError, ValueError or KeyError for what `CurriculumFolder.write` has not written."""
     entry = Entry(**{field.name: about[field.name] for field in fields(Entry)})
     if entry.status not in get_args(Status):
         raise ValueError(f"{entry.name} is {entry.status!r}")
+    for name, kind in KINDS.items():
+        if not isinstance(value := getattr(entry, name), kind):
+            raise TypeError(f"{name} of {entry.name} is {value!r}")
+    carried = entry.carried or {}
+    how = ("from", "weights", "optimizer", "ema") if "from" in carried else ()
+    models = [name for name in ("vae", "text_encoder") if name in carried]
+    if not all(isinstance(carried.get(name), str) for name in (*how, *models)):
+        raise TypeError(f"carried of {entry.name} is {carried}")
     return entry

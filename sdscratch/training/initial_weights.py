@@ -115,6 +115,10 @@ def _checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint that is meant, intact; None where `path` is no run and no checkpoint."""
     if path.suffix != ".ckpt":
         return RunFolder(path).newest_intact_checkpoint()
+    if not path.exists():
+        raise RunFolderError(
+            f"init_from={path}: there is no such file. `sdscratch checkpoints RUN` lists those of a run"
+        )
     for checkpoint in RunFolder(path.parent.parent).checkpoints():
         if checkpoint.path == path and checkpoint.is_intact():
             return checkpoint

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 
 from torch import Tensor
 
+from sdscratch.errors import ConfigError
+
 VARIABLE = "SDS_INJECT"
 """Such as "nan@7:1,spike@12": kinds of bad numbers, each at a data step, on one rank or on all."""
+
+FAULT = re.compile(r"(nan|inf|spike|grad)@(\d+)(?::(\d+))?")
 
 
 def disturb(loss: Tensor, data_step: int, rank: int) -> Tensor:
@@ -27,7 +32,10 @@ def disturb(loss: Tensor, data_step: int, rank: int) -> Tensor:
 def _wanted(text: str) -> list[tuple[str, int, int | None]]:
     faults = []
     for fault in filter(None, text.split(",")):
-        kind, _, place = fault.partition("@")
-        step, _, rank = place.partition(":")
+        if not (found := FAULT.fullmatch(fault)):
+            raise ConfigError(
+                f"{VARIABLE}={text}: {fault} is no fault; expected such as nan@7,inf@9:1,grad@11,spike@20"
+            )
+        kind, step, rank = found.groups()
         faults.append((kind, int(step), int(rank) if rank else None))
     return faults

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -60,6 +62,18 @@ class StopSignals:
             signal.signal(number, handler)
         if isinstance(error, StopNow):
             raise stopped(self.run, self.number) from None
+
+    @contextmanager
+    def ending_at_once(self) -> Iterator[None]:
+        """In here SIGTERM and SIGINT end the process by themselves: while torch waits for others, Python handles no signal."""
+        asked = [number for number in self._before if number != PASSED_ON]
+        for number in asked:
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            for number in asked:
+                signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == PASSED_ON:

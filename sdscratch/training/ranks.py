@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from sdscratch.errors import SdscratchError
+from sdscratch.console import warn
+from sdscratch.errors import LostRankError, SdscratchError
 
 T = TypeVar("T")
+SECONDS_OF_SILENCE = 15.0
 
 
 def together() -> bool:
     """Whether this process has met others."""
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def patience(world: int) -> Iterator[None]:
+    """In here this process waits for the others of `world` ranks, and says so when it takes long.
+
+    Raises LostRankError where they do not come, or no meeting is possible.
+    """
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+
+    def others() -> str:
+        return f"the others of {world} at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+    def say_so() -> None:
+        warn(f"rank {rank} is waiting for {others()}, which torchrun or srun should have started")
+
+    timer = threading.Timer(SECONDS_OF_SILENCE, say_so)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except dist.DistError as error:
+        raise LostRankError(f"rank {rank} cannot meet {others()}: {str(error).partition(chr(10))[0]}") from error
+    finally:
+        timer.cancel()
 
 
 def is_first() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,12 @@ from PIL import Image
 
 from sdscratch.console import warn
 from sdscratch.data.grid import CaptionedImages
+from sdscratch.files import write_atomically
 from sdscratch.masking import mask
 from sdscratch.services import wandb_key
 
 Mode = Literal["auto", "online", "offline"]
+ID = re.compile(rb"[\w-]{1,64}")
 SECONDS_TO_START = 4.0  # then it goes offline
 SECONDS_TO_FINISH = 30.0  # for what has not been sent when the run ends
 
@@ -56,11 +59,10 @@ class WandbTracker(Logger):
 
     @property
     def version(self) -> str:
-        """The id of the W&B run."""
+        """The id of the W&B run; a new one where there is none that W&B would take."""
         file = self.run_dir / "wandb" / "id"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(os.urandom(4).hex())
+        if not file.exists() or not ID.fullmatch(file.read_bytes().strip()):
+            write_atomically(file, lambda out: out.write(os.urandom(4).hex().encode()))
         return file.read_text().strip()
 
     @property

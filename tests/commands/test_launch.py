@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import signal
+import time
 
 import pytest
+import torch
 
 from sdscratch.cli import main
 from sdscratch.commands.launch import Outcome, _in_use, _note_end, _remove_leftovers, _why, ranks_to_start
+from sdscratch.commands.trainer import make_trainer
 from sdscratch.config import compose
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, LostRankError
 from sdscratch.run_folder import RunFolder
+from sdscratch.training import ranks
+from sdscratch.training.preemption import StopSignals
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture
@@ -31,9 +40,7 @@ def test_one_process_per_device(trainer, devices, count):
     assert ranks_to_start(trainer(f"trainer.devices={devices}")) == count
 
 
-@pytest.mark.parametrize(
-    "started", [{"RANK": "0", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}]
-)
+@pytest.mark.parametrize("started", [TORCHRUN, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}])
 def test_a_process_that_is_a_rank_starts_none(trainer, monkeypatch, started):
     section = trainer("trainer.devices=2", "trainer.num_nodes=1")
     for name, value in started.items():
@@ -47,10 +54,71 @@ def test_several_machines_must_be_started_from_outside(trainer):
 
 
 def test_as_many_processes_as_devices(trainer, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="2 processes were started, but trainer.devices=1 x trainer.num_nodes=1"):
         ranks_to_start(trainer("trainer.devices=1"))
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT: unset them"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        (TORCHRUN | {"RANK": "2"}, "RANK is 2: expected a whole number of at least 0 and at most 1"),
+        (TORCHRUN | {"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
+        ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS is 'x'"),
+    ],
+)
+def test_what_a_launcher_cannot_have_put_into_the_environment_is_named(trainer, monkeypatch, left, said):
+    section = trainer("trainer.devices=2")
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        ranks_to_start(section)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.devices=3"], "global_batch_size=4 is not divisible by 3 devices"),
+        (["trainer.devices=0"], "trainer.devices=0: expected at least one"),
+        (["trainer.devices=2", "trainer.num_nodes=0"], "trainer.num_nodes is 0"),
+        (["trainer.devices=2", "threads=100000"], "threads is 100000"),
+    ],
+)
+def test_what_no_rank_could_train_is_refused_before_one_is_started(tmp_path, capsys, words, said):
+    ddp = ("experiment=tiny", "trainer=ddp", "trainer.accelerator=cpu", f"paths.runs={tmp_path}")
+    assert main(["train", *ddp, *words]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_alone_variables_of_slurm_and_torchrun_are_someone_elses(tmp_path, monkeypatch):
+    """Such as in a job of several tasks, where the command is called without srun."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert make_trainer(compose("train", ["experiment=tiny"]), RunFolder(tmp_path)).world_size == 1
+
+
+def test_whoever_waits_for_other_ranks_says_so_and_names_where(monkeypatch, capsys):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "SECONDS_OF_SILENCE", 0.01)
+    said = "rank 0 cannot meet the others of 2 at localhost:29500: taken$"
+    with pytest.raises(LostRankError, match=said), ranks.patience(2):
+        time.sleep(0.2)
+        raise torch.distributed.DistNetworkError("taken\nat 0x7f")
+    assert "rank 0 is waiting for the others of 2 at localhost:29500" in capsys.readouterr().err
+
+
+def test_a_signal_ends_at_once_what_waits_where_python_handles_none():
+    with StopSignals("runs/x") as signals:
+        ours = signal.getsignal(signal.SIGINT)
+        with signals.ending_at_once():
+            assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == ours
 
 
 def test_a_sweep_is_not_run_once_per_rank(monkeypatch, capsys):

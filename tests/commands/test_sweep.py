@@ -113,6 +113,12 @@ def test_a_job_that_fails_costs_the_others_nothing(tmp_path, tiny_data, capsys):
     assert "not started" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_hold_a_sweep_is_found_before_the_first_job(tmp_path, capsys):
+    (tmp_path / "none").write_text("a file")
+    assert main(["train", "-m", "experiment=tiny", "name=none/x", f"paths.runs={tmp_path}", "seed=0,1"]) == 4
+    assert "cannot write into" in capsys.readouterr().err
+
+
 def test_a_bug_in_one_job_is_said_with_its_traceback_and_costs_the_others_nothing(tmp_path, tiny_data, capsys):
     losses = LatentDiffusion.losses
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from itertools import islice
 
 import lightning as L
@@ -168,6 +169,16 @@ def test_listing_captions_reads_no_picture(image_shards, monkeypatch):
 def test_numbers_beyond_every_machine_are_refused_before_a_shard_is_opened(wrong):
     with pytest.raises(ConfigError, match=f"dataset.{next(iter(wrong))} is .* expected a whole number"):
         DataModule("nowhere", **{"resolution": 8, "global_batch_size": 4, "seed": 0, **wrong})
+
+
+def test_a_folder_for_temporary_files_whose_path_no_socket_takes_is_refused(tmp_path, monkeypatch):
+    """By whoever has workers: they would hand over no batch, and training wait for ever."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    DataModule("nowhere", resolution=8, global_batch_size=4, seed=0)
+    with pytest.raises(ConfigError, match="TMPDIR=.* is too long .* at most 72 characters"):
+        DataModule("nowhere", resolution=8, global_batch_size=4, seed=0, num_workers=1)
 
 
 def test_captions_are_dropped_and_timesteps_drawn_at_their_rates(latent_shards):

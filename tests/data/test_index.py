@@ -79,6 +79,21 @@ def test_stale_offsets_are_never_used(image_shards):
     assert len(list(image_shards.glob("index-*.npy"))) == 1
 
 
+def test_whoever_has_no_home_reads_a_read_only_folder_all_the_same(image_shards, monkeypatch):
+    def homeless() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("SDSCRATCH_CACHE", raising=False)
+    before = listing(image_shards)
+    image_shards.chmod(0o555)
+    try:
+        assert len(ShardIndex.open(image_shards)) == 23
+        assert listing(image_shards) == before
+    finally:
+        image_shards.chmod(0o755)
+
+
 def test_a_read_only_folder_is_left_as_it_is(image_shards, cache):
     before = listing(image_shards)
     image_shards.chmod(0o555)

@@ -343,6 +343,11 @@ def test_a_run_that_is_gone_is_said(two, capsys):
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[optimizer.lrr=1]"], "did you mean 'optimizer.lr'"),
         (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "init.weights"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=0]"], "expected a whole number"),
+        (
+            ["p1_laion_broad", "p4_faces"],
+            ["overrides.p4_faces=[trainer.devices=3]"],
+            "p4_faces: global_batch_size=4 is not",
+        ),
         (["p1_laion_broad"], ["name=../x"], "is no folder below curricula"),
         (["p1_laion_broad"], ["on_change=maybe"], "expected refuse or rerun"),
         (["p1_laion_broad"], ["paths.curricula=/proc/none"], "cannot write into"),
@@ -362,10 +367,28 @@ def test_a_run_that_was_there_before_is_not_taken_for_a_phase(two, words, capsys
 
 def test_a_damaged_manifest_is_named(two, words, capsys):
     file = two / "curricula/mine/manifest.json"
-    for text in ("{", "{}", '{"phases": [{"name": "p1"}]}', file.read_text().replace('"done"', '"over"')):
+    whole = file.read_text()
+    damaged = [whole.replace('"done"', '"over"')]
+    for name, wrong in {
+        "run": 5,
+        "carried": [],
+        "samples_seen": "x",
+        "data": "x",
+        "metrics": [1],
+        "name": None,
+    }.items():
+        phases = json.loads(whole)["phases"]
+        damaged.append(json.dumps({"phases": [phases[0], {**phases[1], name: wrong}]}))
+    for wrong in ({"from": "runs/x"}, {**phases[1]["carried"], "from": 5}, {"vae": 5}):
+        damaged.append(json.dumps({"phases": [phases[0], {**phases[1], "carried": wrong}]}))
+    for text in ("{", "{}", "[" * 100_000, '{"phases": {}}', '{"phases": [{"name": "p1"}]}', *damaged):
         file.write_text(text)
         assert main(["curriculum", *words("p1_laion_broad")]) == 2
         assert "manifest.json is damaged" in capsys.readouterr().err
+    file.unlink()
+    file.mkdir()
+    assert main(["curriculum", "status", "name=mine"]) == 2
+    assert "cannot read" in capsys.readouterr().err
 
 
 # Plan and status

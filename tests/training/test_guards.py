@@ -11,6 +11,7 @@ from stages import clip, fit, image_batch
 
 from sdscratch.errors import ConfigError
 from sdscratch.training import Guard
+from sdscratch.training.injection import disturb
 from sdscratch.training.stage import StepReport
 
 WINDOW = 8
@@ -82,6 +83,13 @@ def test_a_guard_that_is_restored_decides_as_the_one_that_was_saved():
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"callbacks.guard.{next(iter(wrong))}"):
         Guard(**wrong)
+
+
+@pytest.mark.parametrize("fault", ["foo@1", "nan", "nan@1:x", "nan@-1"])
+def test_faults_that_cannot_be_injected_are_refused(monkeypatch, fault):
+    monkeypatch.setenv("SDS_INJECT", f"nan@7,{fault}")
+    with pytest.raises(ConfigError, match=f"{fault} is no fault"):
+        disturb(torch.ones(()), 0, 0)
 
 
 def test_an_overflow_that_a_smaller_scale_mends_changes_nothing_but_the_scale():

@@ -178,6 +178,11 @@ def test_a_damaged_source_is_not_believed(module, tiny_run, tmp_path, capsys):
         InitialWeights().give(module, str(run.model_folder))
 
 
+def test_a_checkpoint_that_is_not_there_is_not_called_damaged(module, tiny_run):
+    with pytest.raises(RunFolderError, match="step_00000099.ckpt: there is no such file"):
+        InitialWeights().give(module, str(tiny_run.checkpoint_path(99)))
+
+
 def test_a_source_without_the_part_that_is_trained_is_refused(module, tmp_path):
     with pytest.raises(DataError, match="there is no model"):
         InitialWeights().give(module, str(tmp_path / "nowhere"))

@@ -188,6 +188,22 @@ def test_another_run_is_refused_with_what_differs_and_nothing_is_touched(short, 
     assert content_of(short) == before
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer=ddp", "a run keeps its trainer, of which single keys can be set"),
+        ("optimizer.lr=[", "optimizer.lr=[: [ is no value: while parsing"),
+        ("phase=p4_faces", "expected key=value with a key of"),
+    ],
+)
+def test_what_a_recipe_does_not_know_is_refused_in_one_line(tiny_run, capsys, word, said):
+    before = content_of(tiny_run)
+    assert main(["resume", str(tiny_run.path), "max_steps=40", word]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert content_of(tiny_run) == before
+
+
 def test_who_insists_is_obeyed_and_samples_are_counted_as_they_were_seen(short):
     assert resume(short, "global_batch_size=8", "resume.allow_change=[global_batch_size]") == 0
     assert [(row["step"], row["samples_seen"]) for row in short.read_metrics()] == [(1, 4), (2, 8), (3, 16), (4, 24)]

@@ -33,6 +33,15 @@ def test_a_run_draws_its_curves(tiny_run):
             assert np.asarray(image.convert("L")).std() > 5
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff/..", b"../x\n"])
+def test_an_id_that_a_crash_has_left_empty_or_damaged_is_written_anew_and_kept(tmp_path, content):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "id").write_bytes(content)
+    new = WandbTracker(str(tmp_path), "try1").version
+    assert len(new) == 8
+    assert WandbTracker(str(tmp_path), "try1").version == new
+
+
 def test_curves_can_be_drawn_of_one_row_without_validation(tmp_path):
     run = RunFolder(tmp_path)
     run.append_metrics({"step": 1, "train/loss": float("nan"), "lr": 0.1})
