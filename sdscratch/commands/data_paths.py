@@ -10,8 +10,13 @@ from sdscratch.errors import ConfigError
 
 
 def in_path(cfg: DictConfig) -> Path:
-    """The file or folder `path`. Raises ConfigError where it is empty."""
-    return Path(required(cfg, "path", "a file or a folder, `.` for this one"))
+    """The file or folder `path`. Raises ConfigError where it is empty, or cannot be looked at."""
+    path = Path(required(cfg, "path", "a file or a folder, `.` for this one"))
+    try:
+        path.exists()
+    except OSError as error:  # too long a name, or a folder on its way that is not ours to read
+        raise ConfigError(f"path={str(path)[:200]} cannot be read: {error.strerror or error}") from error
+    return path
 
 
 def out_folder(cfg: DictConfig) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sdscratch.data.captions import record_of
-from sdscratch.data.manifest import MANIFEST, Manifest, Shard
+from sdscratch.data.manifest import MANIFEST, Kind, Manifest, Shard
 from sdscratch.errors import CannotWriteError, DataError, check_whole
 from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 
@@ -51,13 +51,15 @@ class Noted:
     """What is noted of a shard until its folder is finished. shard: None where all of its samples were dropped."""
 
     shard: Shard | None
-    kinds: list[str]
+    kinds: list[Kind]
     sources: dict[str, int]
     licences: dict[str, int]
     dropped: list[Dropped]
 
     @classmethod
-    def of(cls, shard: Shard | None, kinds: Iterable[str], records: list[dict[str, Any]], fell: list[Dropped]) -> Noted:
+    def of(
+        cls, shard: Shard | None, kinds: Iterable[Kind], records: list[dict[str, Any]], fell: list[Dropped]
+    ) -> Noted:
         """kinds: "images", "latents". records: of its samples; sources and licences are counted from them."""
         sources, licences = (
             dict(Counter(str(record.get(field, "unknown")) for record in records)) for field in ("source", "licence")
@@ -165,7 +167,7 @@ class ShardFolder:
         kept = list(_kept(samples, dropped))
         self._side_car(name).unlink(missing_ok=True)  # it must never be that of another tar
         shard = _write_tar(self.path / name, kept) if kept else None
-        kinds = ("latents" if "latent.npy" in members else "images" for _, members in kept)
+        kinds: Iterator[Kind] = ("latents" if "latent.npy" in members else "images" for _, members in kept)
         self._note(name, Noted.of(shard, kinds, [record_of(members) for _, members in kept], dropped))
 
     def reopen(self, notes: Iterable[tuple[str, Noted]]) -> None:

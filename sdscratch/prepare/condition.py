@@ -39,7 +39,7 @@ def _named(node: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(node, dict):
         if node.get("function_name"):
             yield "function", node["function_name"]
-        if len(names := node.get("column_names") or ()) == 1:
+        if len(names := node.get("column_names") or []) == 1:
             yield "column", names[0]
         if node.get("sample"):
             yield "sample", ""

@@ -18,7 +18,7 @@ from sdscratch.data.images import image_member, open_image
 from sdscratch.data.index import ShardIndex, samples_of
 from sdscratch.data.manifest import MANIFEST, Kind, Manifest, Shard
 from sdscratch.data.selection import Selection
-from sdscratch.data.shards import BAD, DROPPED, Members
+from sdscratch.data.shards import BAD, DROPPED, UNFINISHED, Members
 from sdscratch.errors import DataError
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.moments import Moments
@@ -87,6 +87,8 @@ def verify(
         ShardIndex.open(folder)  # refuses one that does not fit its source any more
         folder = selection.source_of(folder)
     manifest = Manifest.read(folder)
+    if manifest is None and (folder / UNFINISHED).exists():
+        raise DataError(f"{folder} was never finished. Run the command that writes it again.")
     if manifest is None:
         raise DataError(
             f"{folder} has no {MANIFEST} to be compared with. Tars of another origin get one by "

@@ -13,6 +13,7 @@ from sdscratch.cli import main
         ("data pack kind=folder path= out=x", "path is empty: expected a file or a folder, `.` for this one"),
         ("data pack kind=webdataset path=", "path is empty"),
         ("data pack kind=folder path=. out=null", "out is empty: expected a folder, `.` for this one"),
+        (f"data pack path={'y' * 300} out=x", "yyy cannot be read: File name too long"),
         ("data filter path= out=x", "path is empty"),
         ("data download path= out=x", "path is empty"),
         ("data download path=. out=x engine=img2dataset img2dataset_python=", "img2dataset_python is empty"),

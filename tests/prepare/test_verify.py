@@ -14,7 +14,7 @@ from tiny_shards import encode, image_samples, latent_samples, picture, record
 from sdscratch.cli import main
 from sdscratch.data import latents
 from sdscratch.data.manifest import MANIFEST, Manifest
-from sdscratch.data.shards import BAD, DROPPED, Dropped, write_shards
+from sdscratch.data.shards import BAD, DROPPED, UNFINISHED, Dropped, write_shards
 from sdscratch.errors import DataError
 from sdscratch.prepare.moments import Moments
 from sdscratch.prepare.pack.adopt import Tars
@@ -141,6 +141,9 @@ def test_a_key_in_two_shards_is_named(tmp_path):
 def test_a_folder_without_a_manifest_is_refused(tmp_path, images):
     (images / MANIFEST).unlink()
     with pytest.raises(DataError, match="no manifest.json.*data pack kind=webdataset"):
+        verify(images)
+    (images / UNFINISHED).touch()
+    with pytest.raises(DataError, match="was never finished"):
         verify(images)
     with pytest.raises(DataError, match="there is no folder .*nowhere"):
         verify(tmp_path / "nowhere")

@@ -122,7 +122,7 @@ class Downloader:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._stored, row, data)
 
         try:
-            sample = known or await web.get(wanted(row), use=stored)
+            sample = await web.get(wanted(row), use=stored) if known is None else known
         except Refused as refused:
             sample = fallen(row, refused)
         self._settle(1, isinstance(sample, Dropped))
