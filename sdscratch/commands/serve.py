@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sdscratch.config import build
 from sdscratch.errors import ConfigError, StoppedError, check_choice, check_whole
@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> None:
     shelf = Shelf(str(cfg.model), Path(cfg.paths.runs))
     chosen = {name: cfg[name] for name in ("weights", "device", "dtype", "queue", "grace")}
     engine = Engine(shelf, build(cfg.limits), **chosen)
-    app = create_app(engine, token, OmegaConf.to_container(cfg.cors), cfg.fixed_model)  # type: ignore[arg-type]
+    app = create_app(engine, token, [cfg.cors] if isinstance(cfg.cors, str) else [*cfg.cors], cfg.fixed_model)
     Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()
 
 

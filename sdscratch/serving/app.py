@@ -196,18 +196,6 @@ def _event(job: Job) -> ServerSentEvent:
 
 def _configuration(engine: Engine, served: Served, auth: bool) -> Configuration:
     defaults, limits = served.pipe.defaults, engine.limits
-    unasked = {
-        "negative_prompt": "",
-        "steps": defaults.num_inference_steps,
-        "cfg_scale": defaults.guidance_scale,
-        "guidance_rescale": 0.0,
-        "sampler": defaults.sampler,
-        "seed": None,
-        "width": defaults.size,
-        "height": defaults.size,
-        "n": 1,
-        "weights": served.weights,
-    }
     return Configuration(
         model={
             "id": served.entry.id,
@@ -215,7 +203,7 @@ def _configuration(engine: Engine, served: Served, auth: bool) -> Configuration:
             "weights": served.weights,
             "prediction_type": served.pipe.prediction_type,
         },
-        defaults=unasked,
+        defaults=limits.unasked(defaults, served.factor, served.weights),
         limits=limits.ranges(served.factor),
         samplers=list(SAMPLERS),
         sizes=limits.sizes(defaults.size, served.factor),
