@@ -23,7 +23,7 @@ def png_uri(image: Image.Image, about: Mapping[str, Any]) -> str:
 
 
 def jpeg_uri(image: Image.Image) -> str:
-    """Small, for a glance."""
+    """Small, for a glance. In full colour resolution, for it may be of a few pixels."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=85, subsampling=0)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"

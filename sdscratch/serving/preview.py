@@ -10,27 +10,25 @@ from torch.nn import functional
 from sdscratch.data import to_pil
 from sdscratch.models.encoders import FrozenEncoders
 
-SAMPLES, SIDE, PATCH = 32, 8, 4
+SIDE = 8  # latents
+PLAIN, BLOCKS, BLOCK = 24, 8, 4
 MOST_ACROSS = 3  # pictures side by side
 
 
 class Preview:
     """Latents (B, C, h, w) -> one picture of them all, a pixel for each latent.
 
-    The map is the least-squares fit to what this very VAE makes of random latents, so that it serves any.
+    The map is the least-squares fit to what this very VAE encodes: some plain colours, and some blocks of them.
     """
 
     def __init__(self, encoders: FrozenEncoders, factor: int) -> None:
-        """factor: how many pixels one latent spans. Decodes a few small pictures; takes less than a second on a CPU."""
-        channels = encoders.vae.config.latent_channels
+        """factor: how many pixels one latent spans. Encodes a few small pictures; takes less than a second on a CPU."""
         generator = torch.Generator().manual_seed(0)
-        patches = torch.randn((SAMPLES, channels, SIDE // PATCH, SIDE // PATCH), generator=generator)
-        latents = functional.interpolate(patches, scale_factor=PATCH)  # areas of a colour, as pictures have
-        weights = next(encoders.vae.parameters())
-        images = encoders.decode(latents.to(weights)).float().cpu()
-        colours = functional.avg_pool2d(images, factor).clamp(-1, 1)
-        solution = torch.linalg.lstsq(_with_one(_rows(latents)), _rows(colours)).solution  # (C + 1, 3)
-        self._map = solution
+        plain, blocks = (_colours(*sizes, generator) for sizes in ((PLAIN, SIDE), (BLOCKS, BLOCK)))
+        colours = torch.cat([plain, blocks])
+        images = functional.interpolate(colours, scale_factor=factor).to(next(encoders.vae.parameters()))
+        latents = encoders.encode_images(images, torch.zeros(())).float().cpu()
+        self._map = torch.linalg.lstsq(_with_one(_rows(latents)), _rows(colours)).solution  # (C + 1, 3)
 
     def __call__(self, latents: Tensor) -> Image.Image:
         """Side by side where there are several."""
@@ -42,6 +40,12 @@ class Preview:
         for i, image in enumerate(map(to_pil, colours)):
             sheet.paste(image, (i % across * width, i // across * height))
         return sheet
+
+
+def _colours(count: int, block: int, generator: torch.Generator) -> Tensor:
+    """Bright ones in blocks of `block` pixels: (count, 3, SIDE, SIDE) in [-1, 1]."""
+    dull = torch.rand((count, 3, SIDE // block, SIDE // block), generator=generator) * 2 - 1
+    return functional.interpolate((dull + dull.sign()) / 2, scale_factor=block)
 
 
 def _rows(images: Tensor) -> Tensor:
