@@ -22,7 +22,6 @@ TOKEN = "SDSCRATCH_TOKEN"
 
 def run(cfg: DictConfig) -> None:
     """Raises StoppedError when told to stop; SdscratchError where the model or the settings are no good, before any answer."""
-    signal.signal(signal.SIGTERM, _stopped)
     check_choice("weights", cfg.weights, ("ema", "raw"))
     check_whole("port", cfg.port, 0, 65535)
     check_whole("queue", cfg.queue)
@@ -43,6 +42,7 @@ def run(cfg: DictConfig) -> None:
     chosen = {name: cfg[name] for name in ("weights", "device", "dtype", "queue", "grace")}
     engine = Engine(shelf, build(cfg.limits), **chosen)
     app = create_app(engine, token, [cfg.cors] if isinstance(cfg.cors, str) else [*cfg.cors], cfg.fixed_model)
+    signal.signal(signal.SIGTERM, _stopped)  # not before: imports may take an error for a missing package
     try:
         Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()
     except DataError as error:

@@ -85,7 +85,7 @@ def create_app(engine: Engine, token: str | None = None, cors: list[str] | None 
 def _add_drawing(app: FastAPI, engine: Engine) -> None:
     book = JobBook()
 
-    def known(id: str) -> Job:
+    async def known(id: str) -> Job:
         return book.find(id)
 
     KnownJob = Annotated[Job, Depends(known)]

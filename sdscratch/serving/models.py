@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import INDEX
+from sdscratch.interop.run_checkpoint import run_around
 from sdscratch.models.encoders import downsampling_factor
 from sdscratch.pipeline import TextToImage, Weights
 from sdscratch.run_folder import RunFolder
@@ -53,19 +54,28 @@ class Shelf:
 
     def _entry(self, model: str | Path) -> Entry:
         path = Path(model)
+        kind, has_raw = _kind_of(path)
+        return Entry(self._id(path), str(model), kind, ["ema", "raw"] if has_raw else ["ema"])
+
+    def _id(self, path: Path) -> str:
+        """Where it is below `runs`; of what lies elsewhere its name alone, for paths are nobody's business."""
         if not path.exists():
-            return Entry(str(model), str(model), "hub", ["ema"])
-        inside = path.resolve().is_relative_to(self.runs.resolve())
-        id = path.resolve().relative_to(self.runs.resolve()).as_posix() if inside else path.resolve().name
-        both: list[Weights] = ["ema", "raw"]
-        if path.is_file():
-            return (
-                Entry(id, str(path), "checkpoint", both)
-                if path.suffix == ".ckpt"
-                else Entry(id, str(path), "file", ["ema"])
-            )
-        run = RunFolder(path)
-        return Entry(id, str(path), "run" if run.holds_a_run() else "folder", both if run.checkpoints() else ["ema"])
+            return str(path)  # OWNER/NAME, of the hub
+        place = path.resolve()
+        inside = place.is_relative_to(self.runs.resolve())
+        return place.relative_to(self.runs.resolve()).as_posix() if inside else place.name
+
+
+def _kind_of(path: Path) -> tuple[Kind, bool]:
+    """And whether there are weights as training left them."""
+    if run_around(path):
+        return "checkpoint", True
+    if path.is_file():
+        return "file", False
+    run = RunFolder(path)
+    if not run.path.exists():
+        return "hub", False
+    return "run" if run.holds_a_run() else "folder", bool(run.checkpoints())
 
 
 class Served:
