@@ -62,6 +62,15 @@ def test_picture_i_depends_on_its_prompt_and_seed_plus_i_alone(pipe, sampler, et
     assert difference(together[:2], others[:2]) == 0  # to the last bit, whatever the others in the batch are
 
 
+def test_eight_at_once_are_eight_pictures_each_in_a_batch_of_eight(pipe):
+    """To the last bit, wherever in the batch they stand."""
+    prompts = [*PROMPTS, "a black ring", "yellow", "bottom"]
+    together = pipe(prompts, seed=10, num_inference_steps=3)
+    for i in (0, 3, 7):
+        at_first = pipe([prompts[i], *["something else"] * 7], seed=10 + i, num_inference_steps=3)[0]
+        assert difference([at_first], [together[i]]) == 0
+
+
 def test_each_seed_gives_another_picture(pipe):
     pictures = pipe(["a red circle"] * 4, seed=0)
     assert all(difference([a], [b]) > 50 for i, a in enumerate(pictures) for b in pictures[:i])

@@ -23,6 +23,9 @@ FREE_TEXT = (
 )
 """Keys whose value is taken as it stands, whatever Hydra's grammar would make of it."""
 
+LISTS = ("prompt", "negative_prompt")
+"""Those of them that may be several texts in brackets."""
+
 
 def quoted(verb_config: str, overrides: list[str]) -> list[str]:
     """Overrides with free text in Hydra's quotes. A config group of that name (train's `model`) is no free text.
@@ -42,7 +45,7 @@ def quoted(verb_config: str, overrides: list[str]) -> list[str]:
 
 
 def _quotes(key: str, value: str) -> str:
-    if key != "prompt" or not re.fullmatch(r"\[.*\]", value, re.DOTALL):
+    if key not in LISTS or not re.fullmatch(r"\[.*\]", value, re.DOTALL):
         return literal(value)
     rows = csv.reader(io.StringIO(value[1:-1]), skipinitialspace=True)
     return f"[{','.join(literal(text.strip()) for row in rows for text in row)}]"

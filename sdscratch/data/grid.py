@@ -54,6 +54,44 @@ def captioned_grid(
     return sheet
 
 
+def labelled_grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str = "",
+    cell: int = 128,
+) -> Image.Image:
+    """One RGB picture: `rows` of as many images each, `cell` pixels wide, with labels at their left and above them.
+
+    Images are scaled as in captioned_grid; labels are broken to the width of one.
+    """
+    scaled = [
+        [image.resize((cell, round(cell * image.height / image.width)), _filter(image, cell)) for image in row]
+        for row in rows
+    ]
+    at_left, above = ([_broken(label, cell) for label in labels] for labels in (row_labels, column_labels))
+    left = MARGIN + max(ceil(_font().getlength(line)) for label in [[""], *at_left] for line in label) + MARGIN
+    width = left + len(above) * (cell + MARGIN)
+    heading = _broken(title, width - 2 * MARGIN)
+    top = MARGIN + len(heading) * LINE + (MARGIN if heading else 0)
+    heights = [
+        max(len(label) * LINE, *(image.height for image in row)) for label, row in zip(at_left, scaled, strict=True)
+    ]
+    below = top + max(map(len, above)) * LINE + MARGIN
+    sheet = Image.new("RGB", (width, below + sum(heights) + MARGIN * len(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    _write(pen, (MARGIN, MARGIN), heading)
+    for column, label in enumerate(above):
+        _write(pen, (left + column * (cell + MARGIN), top), label)
+    y = below
+    for label, row, height in zip(at_left, scaled, heights, strict=True):
+        _write(pen, (MARGIN, y), label)
+        for column, image in enumerate(row):
+            sheet.paste(image.convert("RGB"), (left + column * (cell + MARGIN), y))
+        y += height + MARGIN
+    return sheet
+
+
 @cache
 def _font() -> ImageFont.FreeTypeFont:
     """Matplotlib's own, because Pillow's knows no accents, no Greek and no Cyrillic."""

@@ -43,7 +43,7 @@ def guided(
 
 
 def guided_within(interval: Sequence[float], guided: Denoise, unguided: Denoise) -> Denoise:
-    """Guide at noise levels (low, high] of Karras' sigma only (Kynkaanniemi et al. 2024, eq. 5).
+    """Guide at noise levels (low, high] of Karras' sigma only (Kynkäänniemi et al. 2024, eq. 5).
 
     Guidance does harm where there is nearly nothing but noise, and nothing where there is nearly none. Outside, the network
     is asked for the prompt alone, at half the cost.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, DataError
 from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder
 from sdscratch.interop.model_file import ModelFile
 from sdscratch.interop.run_checkpoint import checkpoint_model, checkpoint_of, checkpoint_unet, run_around
@@ -23,6 +23,15 @@ def load_model(source: str | Path) -> Model:
     if run := run_around(path):
         return checkpoint_model(checkpoint_of(run, path))
     return ModelFile(path).load() if path.is_file() else load_model_folder(find_model_folder(source))
+
+
+def require_model(source: str | Path) -> None:
+    """Raise DataError where nothing of that name is there, without reading what is."""
+    path = Path(source)
+    if run_around(path) and not path.is_file():
+        raise DataError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        find_model_folder(source)
 
 
 def raw_weights(source: str | Path, like: AnyUNet) -> AnyUNet:

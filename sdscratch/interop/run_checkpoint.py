@@ -53,13 +53,14 @@ def checkpoint_model(checkpoint: Checkpoint) -> Model:
 
     What was frozen comes from the run's model folder, or, before the run is finished, from where it was read for training.
     """
-    content = checkpoint.load(mapped=True)
-    run = RunFolder(checkpoint.path.parent.parent)
-    stage = str(content.get("settings", {}).get("stage._target_", "")).rpartition(".")[2]
-    if stage not in ("", "LatentDiffusion"):
-        raise DataError(f"{checkpoint.path} is a checkpoint of stage {stage}: expected one of stage=diffusion")
+    content, run = checkpoint.load(mapped=True), RunFolder(checkpoint.path.parent.parent)
+    with reading(checkpoint.path):
+        settings = content.get("settings", {})
+        stage = str(settings.get("stage._target_", "LatentDiffusion")).rpartition(".")[2]
+        if stage != "LatentDiffusion":
+            raise DataError(f"{checkpoint.path} is a checkpoint of stage {stage}: expected one of stage=diffusion")
     finished = run.model_folder.is_dir()
-    model = load_model_folder(run.model_folder) if finished else _as_configured(run, content["settings"])
+    model = load_model_folder(run.model_folder) if finished else _as_configured(run, settings)
     about = {"run": run.path.name, **model.about, "weights": "ema"}
     about |= {"step": checkpoint.step, "samples_seen": checkpoint.samples_seen}
     return model._replace(unet=checkpoint_unet(checkpoint, "ema", model.unet), about=about)
@@ -68,13 +69,14 @@ def checkpoint_model(checkpoint: Checkpoint) -> Model:
 def checkpoint_unet(checkpoint: Checkpoint, weights: str, like: AnyUNet) -> AnyUNet:
     """The averaged (ema) network of a checkpoint, or the one as training left it (raw), in float32 and eval mode."""
     content = checkpoint.load(mapped=True)
-    found: Mapping[str, Tensor] = content["ema"]["weights"]
-    if weights == "raw":
-        found = {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
     unet = unet_from_config(like.config).eval()
-    if problems := misfits(found, unet.state_dict()):
-        raise DataError(f"{checkpoint.path} holds another network than its run's: {'; '.join(problems)}")
-    unet.load_state_dict(found, strict=True)
+    with reading(checkpoint.path):
+        found: Mapping[str, Tensor] = content["ema"]["weights"]
+        if weights == "raw":
+            found = {name.removeprefix(PREFIX): tensor for name, tensor in content["state_dict"].items()}
+        if problems := misfits(found, unet.state_dict()):
+            raise DataError(f"{checkpoint.path} holds another network than its run's: {'; '.join(problems)}")
+        unet.load_state_dict(found, strict=True)
     return unet
 
 

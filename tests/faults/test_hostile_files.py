@@ -96,6 +96,7 @@ def borrowed(tiny_run, tmp_path_factory) -> RunFolder:
         ["resume", "{run}", "max_steps=120"],
         ["train", "experiment=tiny", "name=other", "max_steps=1", "paths.runs=.", "init_from={run}"],
         ["sample", "model={run}", "prompt=a circle", "weights=raw", "out=pictures"],
+        ["sample", "model={run}/checkpoints/step_00000099.ckpt", "prompt=a circle", "out=pictures"],
         ["checkpoints", "{run}", "verify"],
     ],
     ids=lambda words: words[0],

@@ -109,6 +109,15 @@ def test_a_checkpoint_of_another_stage_is_refused(unfinished):
         load_model(path)
 
 
+@pytest.mark.parametrize("content", [{}, {"ema": 3}, {"ema": {"weights": {"a": 1}}}, {"settings": 3}, [1]], ids=str)
+def test_one_with_something_else_in_it_is_refused_in_one_line(tiny_run, unfinished, content):
+    path = unfinished.checkpoint_path(5)
+    write_checkpoint(path, content, 5, 5)
+    with pytest.raises(DataError, match=str(path)) as refusal:
+        load_model(path)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_configuration_that_cannot_be_read_is_refused_in_one_line(unfinished):
     for text in ("{", "[]", "model: {_target_: os.system, command: ls}"):
         unfinished.config_file.write_text(text)
