@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart curriculum-mini check test faults clean
+.PHONY: help install quickstart curriculum-mini check test faults soak clean
 
 help:
 	@echo "make install          make $(VENV) from requirements.lock"
@@ -13,6 +13,7 @@ help:
 	@echo "make check            ruff, import-linter, mypy"
 	@echo "make test             the tests"
 	@echo "make faults           the fault tests in their long form, with their counts: hundreds of kills and damaged files"
+	@echo "make soak             the service under load in its long form: half an hour of callers, crowds, 5,000 made-up requests"
 	@echo "make clean            remove caches; runs/ and data/ stay"
 
 $(READY): requirements.lock pyproject.toml
@@ -41,6 +42,9 @@ test: $(READY)
 
 faults: $(READY)
 	SDS_FAULTS=long $(BIN)/python -m pytest tests/faults -v -s --timeout=3600
+
+soak: $(READY)
+	SDS_SOAK=long $(BIN)/python -m pytest tests/serving -v -s --timeout=7200
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist
