@@ -1,0 +1,18 @@
+// Says what went wrong, as what it is: at its field, or above the settings.
+
+import { showFault } from "./form.js";
+
+const place = document.getElementById("notice");
+export const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
+export function clear() {
+  place.textContent = "";
+}
+
+// refusal: {status, message, field, hint, seconds}, of a request or of a drawing that failed.
+export function show(refusal) {
+  if (refusal.field && showFault(refusal)) return;
+  const wait = refusal.seconds ? `Try again in ${refusal.seconds} s.` : null;
+  place.dataset.kind = wait ? "wait" : "error";
+  place.textContent = [sentence(refusal.message), sentence(refusal.hint), wait].filter(Boolean).join(" ");
+}

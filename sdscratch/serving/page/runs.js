@@ -1,0 +1,118 @@
+// The page of training runs: the list of them, and the one that the address names: its state, pictures and curves, as they grow.
+
+import { Refusal, get } from "./api.js";
+import { charts } from "./charts.js";
+import { sentence } from "./notice.js";
+import { samples } from "./samples.js";
+
+const EVERY = 5000; // ms between looks at what training has written
+const list = document.getElementById("run-list");
+const place = document.getElementById("run");
+
+let watching = null; // ends the watch over what was shown before
+
+// name: of a run, "" for the newest, null when the page is left.
+export function show(name) {
+  watching?.abort();
+  watching = null;
+  if (name === null) return;
+  watching = new AbortController();
+  watch(name, watching.signal);
+}
+
+async function watch(name, signal) {
+  const address = name.split("/").map(encodeURIComponent).join("/");
+  let view = null;
+  while (!signal.aborted) {
+    try {
+      const runs = await get("runs", signal);
+      if (!name && runs.length) return location.replace(`#runs/${runs[0].name}`);
+      showList(runs, name);
+      const run = runs.find((each) => each.name === name);
+      if (!run) {
+        say(name ? `There is no run ${name}.` : "No run has been trained here yet.", "sdscratch train, or sdscratch quickstart, starts one.");
+      } else if (!view || document.visibilityState === "visible") {
+        view = view?.place.isConnected ? view : build(run, address);
+        await view.update(run, signal);
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!(error instanceof Refusal)) throw error;
+      if (!view) say(sentence(error.message), sentence(error.hint));
+    }
+    await new Promise((resolve) => setTimeout(resolve, EVERY));
+  }
+}
+
+function showList(runs, shown) {
+  list.replaceChildren(...runs.map((run) => {
+    const link = element("a", { href: `#runs/${run.name}` });
+    if (run.name === shown) link.ariaCurrent = "page";
+    const steps = run.max_steps && run.step < run.max_steps ? `${count(run.step)} of ${count(run.max_steps)}` : count(run.step);
+    const words = [run.status, `${steps} steps`, ago(run.updated)].filter(Boolean).join(" · ");
+    link.append(element("b", { textContent: run.name }), element("span", { textContent: words }));
+    if (run.status === "running" && run.max_steps) {
+      link.append(element("progress", { max: run.max_steps, value: run.step, ariaLabel: `Steps of ${run.name}` }));
+    }
+    return link;
+  }));
+}
+
+// The page of one run, and how to bring it up to date.
+function build(run, address) {
+  const title = element("div", { className: "title" });
+  const status = element("span", { className: "status" });
+  const log = element("input", { type: "checkbox" });
+  const label = element("label", {});
+  label.append(log, "Log scale");
+  title.append(element("h2", { textContent: run.name }), status, label);
+  const figures = element("dl", { className: "figures" });
+  const pictures = samples(address);
+  const curves = charts();
+  log.addEventListener("change", () => curves.scale(log.checked));
+  place.replaceChildren(title, figures, pictures.place, curves.place);
+
+  async function update(now, signal) {
+    status.textContent = now.status ?? "";
+    status.dataset.status = now.status;
+    const [{ series }, drawn] = await Promise.all([get(`runs/${address}/metrics`, signal), get(`runs/${address}/samples`, signal)]);
+    showFigures(figures, now, series);
+    pictures.update(drawn);
+    curves.update(series);
+  }
+  return { place: title, update };
+}
+
+function showFigures(figures, run, series) {
+  const last = (name) => series[name]?.findLast(([, value]) => value !== null)?.[1];
+  const facts = {
+    Steps: run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : count(run.step),
+    "Samples seen": run.samples_seen === null ? undefined : count(run.samples_seen),
+    "Training loss": number(last("train/loss")),
+    "Validation loss": number(last("val/loss")),
+    "Samples per second": number(last("samples_per_second")),
+    "Last written": ago(run.updated),
+  };
+  figures.replaceChildren(...Object.entries(facts).filter(([, value]) => value !== undefined).map(([name, value]) => {
+    const pair = element("div", {});
+    pair.append(element("dt", { textContent: name }), element("dd", { textContent: value }));
+    return pair;
+  }));
+}
+
+function say(text, hint) {
+  list.replaceChildren();
+  place.replaceChildren(element("h2", { textContent: text }), element("p", { className: "hint", textContent: hint }));
+}
+
+const element = (name, properties) => Object.assign(document.createElement(name), properties);
+const count = (value) => value.toLocaleString("en");
+const number = (value) => value === undefined ? undefined : String(Number(value.toPrecision(3)));
+
+function ago(seconds) {
+  const past = Math.max(0, Date.now() / 1000 - seconds);
+  const units = [["day", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+  const [unit, size] = units.find(([, length]) => past >= length) ?? units.at(-1);
+  const many = Math.floor(past / size);
+  return `${many} ${unit}${unit === "day" && many !== 1 ? "s" : ""} ago`;
+}
