@@ -217,6 +217,16 @@ will do, and any model folder, or run of stage=autoencoder.""",
             "sdscratch sample batch=prompts.txt out=pictures",
         ),
     ),
+    "serve": Verb(
+        "serve",
+        "serve",
+        "Serve a model: an HTTP API, and a page to draw with and to watch runs on.",
+        (
+            "sdscratch serve",
+            "sdscratch serve model=runs/try1 port=8080",
+            "sdscratch serve model=models/mine host=0.0.0.0 fixed_model=true limits.max_steps=50",
+        ),
+    ),
     "evaluate": Verb(
         "evaluate",
         "evaluate",

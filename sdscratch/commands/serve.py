@@ -1,0 +1,44 @@
+"""`sdscratch serve`: a model over HTTP, until a signal comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig, OmegaConf
+
+from sdscratch.config import build
+from sdscratch.errors import ConfigError, StoppedError, check_choice, check_whole
+
+TOKEN = "SDSCRATCH_TOKEN"
+"""The variable of the token that callers must show. No key of the configuration: those are printed and saved."""
+
+
+def run(cfg: DictConfig) -> None:
+    """Raises StoppedError when told to stop; SdscratchError where the model or the settings are no good, before any answer."""
+    signal.signal(signal.SIGTERM, _stopped)
+    check_choice("weights", cfg.weights, ("ema", "raw"))
+    check_whole("port", cfg.port, 0, 65535)
+    check_whole("queue", cfg.queue)
+    check_whole("grace", cfg.grace, 0)
+    token = os.environ.get(TOKEN) or None
+    try:
+        from sdscratch.serving.app import create_app
+        from sdscratch.serving.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn", "starlette"):
+            raise
+        raise ConfigError("serving needs FastAPI and uvicorn: pip install 'sdscratch[serve]'") from error
+    from sdscratch.serving.engine import Engine
+    from sdscratch.serving.models import Shelf
+
+    shelf = Shelf(str(cfg.model), Path(cfg.paths.runs))
+    engine = Engine(shelf, build(cfg.limits), cfg.weights, cfg.device, cfg.queue, cfg.grace)
+    app = create_app(engine, token, OmegaConf.to_container(cfg.cors), cfg.fixed_model)  # type: ignore[arg-type]
+    serve(app, engine, cfg.host, cfg.port, cfg.grace)
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    raise StoppedError("the service was stopped by SIGTERM", "`sdscratch serve`", number)

@@ -1,0 +1,1 @@
+"""One model over HTTP: an API, and a page that uses it."""

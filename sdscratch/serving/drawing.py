@@ -1,0 +1,63 @@
+"""A job's pictures, drawn: what happens in the thread that owns the device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from sdscratch import __version__
+from sdscratch.serving.jobs import Job
+from sdscratch.serving.models import Served
+from sdscratch.serving.pictures import png_uri
+from sdscratch.serving.schemas import Parameters
+
+
+class Unwanted(Exception):
+    """Nobody waits for the pictures any more."""
+
+
+def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> list[str]:
+    """Data URIs of the job's pictures. report: called after each step with how many are done, and a preview or "".
+
+    Raises Unwanted after the step during which the job was cancelled.
+    """
+    wanted = job.parameters
+
+    def after_step(done: int, total: int) -> None:
+        if job.unwanted.is_set():
+            raise Unwanted
+        report(done * wanted.steps // total, "")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of guidance that the model has not learnt: nobody reads it here
+        images = served.pipe(
+            [wanted.prompt] * wanted.n,
+            negative_prompt=wanted.negative_prompt,
+            num_inference_steps=wanted.steps,
+            guidance_scale=wanted.cfg_scale,
+            guidance_rescale=wanted.guidance_rescale,
+            sampler=wanted.sampler,
+            seed=wanted.seed,
+            size=wanted.width,
+            weights=wanted.weights,
+            batch_size=wanted.n,
+            progress=after_step,
+        )
+    return [png_uri(image, _about(wanted, i, served.entry.id)) for i, image in enumerate(images)]
+
+
+def _about(wanted: Parameters, number: int, model: str) -> dict[str, object]:
+    """What the file says of itself, in the words of `sdscratch sample`."""
+    return {
+        "prompt": wanted.prompt,
+        "seed": wanted.seed + number,
+        "model": model,
+        "num_inference_steps": wanted.steps,
+        "guidance_scale": wanted.cfg_scale,
+        "sampler": wanted.sampler,
+        "size": f"{wanted.width}x{wanted.height}",
+        "negative_prompt": wanted.negative_prompt,
+        "guidance_rescale": wanted.guidance_rescale,
+        "weights": wanted.weights,
+        "Software": f"sdscratch {__version__}",
+    }

@@ -1,0 +1,84 @@
+"""Which models there are to draw with, and the one that is drawn with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from sdscratch.errors import ConfigError
+from sdscratch.interop.diffusers_folder import INDEX
+from sdscratch.models.encoders import downsampling_factor
+from sdscratch.pipeline import TextToImage, Weights
+from sdscratch.run_folder import RunFolder
+from sdscratch.serving.preview import Preview
+
+Kind = Literal["run", "checkpoint", "folder", "file", "hub"]
+
+
+class Entry(NamedTuple):
+    """One that may be chosen. id: its name on the network; path: what `model=` takes."""
+
+    id: str
+    path: str
+    kind: Kind
+    weights: list[Weights]
+
+
+class Shelf:
+    """The model that the server was started with, and the finished runs below `runs`. Nothing else can be asked for."""
+
+    def __init__(self, model: str, runs: Path) -> None:
+        self._model, self.runs = model, runs
+
+    @property
+    def first(self) -> Entry:
+        """The one that the server was started with."""
+        return self._entry(self._model)
+
+    def entries(self) -> list[Entry]:
+        """As they are now: runs finish while a server runs."""
+        found = {self.first.id: self.first}
+        for pattern in (f"*/model/{INDEX}", f"*/*/model/{INDEX}"):
+            for index in sorted(self.runs.glob(pattern)):
+                entry = self._entry(str(index.parents[1]))
+                found.setdefault(entry.id, entry)
+        return list(found.values())
+
+    def find(self, id: str) -> Entry | None:
+        """None where there is none, or none any more."""
+        return next((entry for entry in self.entries() if entry.id == id), None)
+
+    def _entry(self, model: str) -> Entry:
+        path, run = Path(model), RunFolder(model)
+        if not path.exists():
+            return Entry(model, model, "hub", ["ema"])
+        inside = path.resolve().is_relative_to(self.runs.resolve())
+        id = path.resolve().relative_to(self.runs.resolve()).as_posix() if inside else path.resolve().name
+        if path.is_file():
+            return Entry(id, model, "checkpoint" if path.suffix == ".ckpt" else "file", ["ema"])
+        weights: list[Weights] = ["ema", "raw"] if run.checkpoints() else ["ema"]
+        return Entry(id, model, "run" if run.holds_a_run() else "folder", weights)
+
+
+class Served:
+    """A model that is loaded, with what belongs to it."""
+
+    def __init__(self, entry: Entry, weights: Weights, device: str | None) -> None:
+        """weights: what requests get that do not say. Raises SdscratchError where it cannot be drawn with."""
+        if weights not in entry.weights:
+            raise ConfigError(f"weights={weights}, but {entry.id} has {' and '.join(entry.weights)} only")
+        self.entry, self.weights = entry, weights
+        self.pipe = TextToImage.from_pretrained(entry.path, device)
+        self.pipe.network(weights)
+        self.factor = downsampling_factor(self.pipe.encoders.vae)
+        self.preview = Preview(self.pipe.encoders, self.factor)
+
+    @property
+    def usable_weights(self) -> list[Weights]:
+        """Those that there are, the usual one first."""
+        return sorted(self.entry.weights, key=lambda weights: weights != self.weights)
+
+    @property
+    def device(self) -> str:
+        """cpu, cuda:0, ..."""
+        return str(next(self.pipe.unet.parameters()).device)
