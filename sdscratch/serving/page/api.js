@@ -44,6 +44,7 @@ let asking = null; // one question, however many requests wait for its answer
 function askForToken() {
   const dialog = document.getElementById("token");
   asking ??= new Promise((resolve) => {
+    document.getElementById("token-refused").hidden = !token();
     dialog.showModal();
     dialog.addEventListener("close", () => {
       sessionStorage.setItem("token", document.getElementById("token-value").value);

@@ -1,7 +1,6 @@
 // One chart of curves over training steps. Its legend tells the values at the pointer, or at the end.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { top: 8, right: 10, bottom: 22 }; // px; at the left, what the numbers need
 const NOISY = 60; // points: more of them get a smoothed line over the raw one
 
 // lines, in `update`: [{name, points: [[step, value | null], ...]}].
@@ -9,6 +8,8 @@ export function chart(title, log) {
   const place = document.createElement("figure");
   place.className = "card chart";
   const head = Object.assign(document.createElement("h3"), { textContent: title });
+  const when = document.createElement("span");
+  head.append(when);
   const keys = Object.assign(document.createElement("figcaption"), { className: "keys" });
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("role", "img");
@@ -22,25 +23,27 @@ export function chart(title, log) {
   function draw() {
     const { clientWidth: width, clientHeight: height } = svg;
     if (!width || !lines.length) return;
+    const em = parseFloat(getComputedStyle(svg).fontSize);
+    const [top, bottom, right] = [0.6 * em, height - 1.8 * em, width - 0.8 * em];
     const steps = lines.flatMap(({ points }) => points.map(([step]) => step));
     const values = lines.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value !== null && (!log || value > 0));
-    const scaleY = (log ? logarithmic : linear)(padded(range(values), log), [height - MARGIN.bottom, MARGIN.top]);
+    const scaleY = (log ? logarithmic : linear)(padded(range(values), log), [bottom, top]);
     const heights = scaleY.ticks(4).map((value) => [scaleY(value), short(value)]);
-    const box = { left: 14 + 7.5 * Math.max(...heights.map(([, text]) => text.length)), right: width - MARGIN.right };
-    scaleX = linear([0, Math.max(1, ...steps)], [box.left, box.right]);
+    const left = (1 + 0.62 * Math.max(...heights.map(([, text]) => text.length))) * em; // what the numbers need
+    scaleX = linear([0, Math.max(1, ...steps)], [left, right]);
     const parts = [];
     for (const [y, text] of heights) {
-      parts.push(node("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }));
-      parts.push(node("text", { x: box.left - 7, y: y + 4, "text-anchor": "end" }, text));
+      parts.push(node("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
+      parts.push(node("text", { x: left - 0.6 * em, y: y + 0.35 * em, "text-anchor": "end" }, text));
     }
-    for (const step of scaleX.ticks(Math.max(2, Math.floor(width / 110)))) {
+    for (const step of scaleX.ticks(Math.max(2, Math.floor(width / (9 * em))))) {
       const x = scaleX(step);
-      parts.push(node("text", { x, y: height - 5, "text-anchor": x > width - 30 ? "end" : "middle" }, short(step)));
+      parts.push(node("text", { x, y: height - 0.4 * em, "text-anchor": x > width - 2.5 * em ? "end" : "middle" }, short(step)));
     }
     lines.forEach(({ points }, i) => parts.push(...curve(points, i, scaleX, scaleY)));
     if (at !== null) {
       const x = scaleX(at);
-      parts.push(node("line", { class: "cursor", x1: x, x2: x, y1: MARGIN.top, y2: height - MARGIN.bottom }));
+      parts.push(node("line", { class: "cursor", x1: x, x2: x, y1: top, y2: bottom }));
     }
     svg.replaceChildren(...parts);
     tell();
@@ -54,7 +57,8 @@ export function chart(title, log) {
       key.className = `s${i % 5}`;
       key.append(document.createElement("i"), told.length > 1 ? `${name} ` : "", Object.assign(document.createElement("b"), { textContent: short(value) }));
       return key;
-    }), at === null ? "" : `at step ${at.toLocaleString("en")}`);
+    }));
+    when.textContent = at === null ? "" : `step ${at.toLocaleString("en")}`;
     svg.setAttribute("aria-label", `${title}: ${told.map(({ name, value }) => `${name} ${short(value)}`).join(", ")}`);
   }
 

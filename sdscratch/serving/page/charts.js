@@ -39,12 +39,18 @@ export function charts() {
 function grouped(series) {
   const groups = new Map();
   for (const [column, points] of Object.entries(series)) {
-    if (LEFT_OUT.has(column)) continue;
+    if (LEFT_OUT.has(column) || isTwin(column, series)) continue;
     const [title, name] = placed(column);
     groups.set(title, [...(groups.get(title) ?? []), { name, points }]);
   }
   const rank = (title) => (FIRST.includes(title) ? FIRST.indexOf(title) : FIRST.length);
   return new Map([...groups].sort(([a], [b]) => rank(a) - rank(b)));
+}
+
+// Whether an unweighted quantity is the weighted one, as without loss weights.
+function isTwin(column, series) {
+  const twin = series[column.replace("_unweighted", "")];
+  return column.endsWith("_unweighted") && JSON.stringify(twin) === JSON.stringify(series[column]);
 }
 
 // The chart of a column, and the curve's name in it.

@@ -21,7 +21,7 @@ export async function start() {
     event.preventDefault();
     draw();
   });
-  const clicks = { cancel: stop, reuse, download, expand: viewer.open, compare: markOrForget, remove: gallery.remove };
+  const clicks = { cancel: stop, reuse, download, expand: viewer.open, compare: markOrForget, remove };
   for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
   document.addEventListener("keydown", key);
   await gallery.start(chosen);
@@ -43,9 +43,7 @@ async function draw() {
   const wanted = form.read();
   busy("");
   try {
-    const id = await submit(wanted);
-    form.nextSeed();
-    await attend(id, wanted);
+    await attend(await submit(wanted), wanted);
   } catch (error) {
     busy(null);
     refuse(error);
@@ -64,6 +62,7 @@ async function attend(id, wanted) {
     ON.failed(error.status === 404 ? new Refusal(404, "The server no longer knows this drawing", { hint: "draw it again" }) : error);
   }
   sessionStorage.removeItem("job");
+  if (document.activeElement === at("cancel")) at("go").focus();
   stage.end();
   busy(null);
 }
@@ -77,6 +76,7 @@ const ON = {
   lost: () => stage.progress("The server does not answer; trying again", null),
   async done({ id, images, parameters, model, generation_time_s: seconds }) {
     const now = Date.now();
+    form.nextSeed();
     stage.say(images.length === 1 ? "The picture is drawn" : `${images.length} pictures are drawn`);
     await gallery.add(images.map((image, i) => (
       { id: `${id}-${i}`, image, at: now, parameters: { ...parameters, seed: parameters.seed + i, model, seconds } }
@@ -139,7 +139,7 @@ function markOrForget() {
   left = gallery.current();
   gallery.mark(left.id);
   at("compare").ariaPressed = "true";
-  at("compare").lastChild.data = "with which one?";
+  at("compare").lastChild.data = "Pick the other";
   stage.say("Choose the picture to compare with");
 }
 
@@ -155,6 +155,11 @@ function reuse() {
   form.set({ ...gallery.current().parameters, n: 1 });
   form.setLocked(true);
   at("prompt").focus();
+}
+
+async function remove() {
+  await gallery.remove();
+  if (!gallery.current()) at("prompt").focus();
 }
 
 // The file says what it was drawn with: the server has put that into every PNG.

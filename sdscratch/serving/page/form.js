@@ -81,13 +81,18 @@ export function showFault({ field: name, message, hint }) {
   const input = field(AT[name] ?? name);
   if (!name || !input) return false;
   const place = document.getElementById(`${input.name}-fault`);
-  place.textContent = hint?.startsWith("GET ") || !hint ? message : `${message}; ${hint}`; // the ranges are in the fields already
+  place.textContent = faultOf(input) ?? [message.replace(`${name}: `, ""), hint?.startsWith("GET ") ? null : hint].filter(Boolean).join("; ");
   input.setAttribute("aria-invalid", "true");
   input.setAttribute("aria-describedby", place.id);
   const drawer = document.getElementById("settings");
   if (drawer.contains(input) && !input.checkVisibility()) drawer.showPopover();
   input.focus();
   return true;
+}
+
+// The range that a number is out of: the server's own, where the answer may name a wider one that holds everywhere.
+function faultOf({ type, validity, min, max }) {
+  return type === "number" && (validity.rangeOverflow || validity.rangeUnderflow) ? `Expected ${min} to ${max}` : null;
 }
 
 export function clearFaults() {

@@ -62,7 +62,8 @@ export function mark(id) {
 function show() {
   const entries = store.all();
   const tiles = new Map([...list.children].map((item) => [item.firstChild.dataset.id, item]));
-  list.replaceChildren(...entries.map((entry) => tiles.get(entry.id) ?? tile(entry)));
+  for (const entry of entries.toReversed()) if (!tiles.delete(entry.id)) list.prepend(tile(entry)); // new ones are the newest
+  for (const item of tiles.values()) item.remove();
   for (const button of list.querySelectorAll("button")) {
     if (button.dataset.id === chosen) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");

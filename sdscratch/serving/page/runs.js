@@ -32,7 +32,7 @@ async function watch(name, signal) {
       if (!run) {
         say(name ? `There is no run ${name}.` : "No run has been trained here yet.", "sdscratch train, or sdscratch quickstart, starts one.");
       } else if (!view || document.visibilityState === "visible") {
-        view = view?.place.isConnected ? view : build(run, address);
+        view = view?.isShown() ? view : build(run, address);
         await view.update(run, signal);
       }
     } catch (error) {
@@ -45,17 +45,19 @@ async function watch(name, signal) {
 }
 
 function showList(runs, shown) {
+  const focused = list.contains(document.activeElement) ? document.activeElement.hash : null;
   list.replaceChildren(...runs.map((run) => {
     const link = element("a", { href: `#runs/${run.name}` });
     if (run.name === shown) link.ariaCurrent = "page";
-    const steps = run.max_steps && run.step < run.max_steps ? `${count(run.step)} of ${count(run.max_steps)}` : count(run.step);
-    const words = [run.status, `${steps} steps`, ago(run.updated)].filter(Boolean).join(" · ");
+    const steps = run.max_steps && run.step < run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : `${count(run.step)} steps`;
+    const words = [run.status, steps, ago(run.updated)].filter(Boolean).join(" · ");
     link.append(element("b", { textContent: run.name }), element("span", { textContent: words }));
     if (run.status === "running" && run.max_steps) {
       link.append(element("progress", { max: run.max_steps, value: run.step, ariaLabel: `Steps of ${run.name}` }));
     }
     return link;
   }));
+  [...list.children].find((link) => link.hash === focused)?.focus();
 }
 
 // The page of one run, and how to bring it up to date.
@@ -70,23 +72,23 @@ function build(run, address) {
   const pictures = samples(address);
   const curves = charts();
   log.addEventListener("change", () => curves.scale(log.checked));
-  place.replaceChildren(title, figures, pictures.place, curves.place);
 
   async function update(now, signal) {
     status.textContent = now.status ?? "";
     status.dataset.status = now.status;
     const [{ series }, drawn] = await Promise.all([get(`runs/${address}/metrics`, signal), get(`runs/${address}/samples`, signal)]);
     showFigures(figures, now, series);
-    pictures.update(drawn);
     curves.update(series);
+    await pictures.update(drawn);
+    if (!title.isConnected && !signal.aborted) place.replaceChildren(title, figures, pictures.place, curves.place); // whole, so that nothing jumps
   }
-  return { place: title, update };
+  return { isShown: () => title.isConnected, update };
 }
 
 function showFigures(figures, run, series) {
   const last = (name) => series[name]?.findLast(([, value]) => value !== null)?.[1];
   const facts = {
-    Steps: run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : count(run.step),
+    Steps: run.max_steps > run.step ? `${count(run.step)} / ${count(run.max_steps)}` : count(run.step),
     "Samples seen": run.samples_seen === null ? undefined : count(run.samples_seen),
     "Training loss": number(last("train/loss")),
     "Validation loss": number(last("val/loss")),
@@ -101,7 +103,6 @@ function showFigures(figures, run, series) {
 }
 
 function say(text, hint) {
-  list.replaceChildren();
   place.replaceChildren(element("h2", { textContent: text }), element("p", { className: "hint", textContent: hint }));
 }
 

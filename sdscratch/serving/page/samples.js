@@ -10,7 +10,7 @@ export function samples(address) {
   place.ariaLabel = "Pictures drawn while it learnt";
   place.innerHTML = `
     <h3>Pictures while it learns</h3>
-    <div class="picture"><img alt=""></div>
+    <img alt="">
     <div class="along">
       <button class="icon" type="button" aria-label="Play"><svg aria-hidden="true"><use href="#i-play"/></svg></button>
       <input type="range" min="0" step="1" aria-label="Step of the pictures">
@@ -61,7 +61,7 @@ export function samples(address) {
 
   return {
     place,
-    update(drawn) {
+    async update(drawn) {
       const atEnd = Number(slider.value) >= shots.length - 1;
       const before = shots.length;
       shots = drawn.flatMap(({ step, pictures }) => pictures.map((name) => ({ step, name })));
@@ -70,7 +70,7 @@ export function samples(address) {
       slider.max = shots.length - 1;
       if (atEnd || before === 0) slider.value = shots.length - 1;
       place.querySelector(".along").hidden = shots.length < 2;
-      if (shots.length) show();
+      if (shots.length) await show();
     },
   };
 }

@@ -43,9 +43,12 @@ function fill() {
 export function compare(left, right) {
   put(document.getElementById("left"), left.image, left.parameters, named(left.parameters));
   put(document.getElementById("right"), right.image, right.parameters, named(right.parameters));
-  document.getElementById("differences").replaceChildren(
-    ...Object.entries(NAMES).map(([name, text]) => row(text, left.parameters[name], right.parameters[name])),
-  );
+  const names = Object.keys(NAMES);
+  const differs = (name) => left.parameters[name] !== right.parameters[name];
+  const rows = names.filter(differs).map((name) => row(NAMES[name], left.parameters[name], right.parameters[name]));
+  document.getElementById("differences").replaceChildren(...rows);
+  const same = names.filter((name) => !differs(name) && left.parameters[name]);
+  document.getElementById("same").textContent = `Same in both: ${same.map((name) => `${NAMES[name]} ${left.parameters[name]}`).join(" · ")}`;
   comparison.showModal();
 }
 
@@ -55,7 +58,6 @@ function row(text, left, right) {
   head.scope = "row";
   head.textContent = text;
   const cells = [left, right].map((value) => Object.assign(document.createElement("td"), { textContent: value ?? "" }));
-  line.toggleAttribute("data-differs", left !== right);
   line.append(head, ...cells);
   return line;
 }
