@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 
 class SdscratchError(Exception):
@@ -82,6 +83,16 @@ def check_whole(setting: str, value: object, least: int = 1, most: int | None = 
     if not whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
         at_most = "" if most is None else f" and at most {most}"
         raise ConfigError(f"{setting} is {value!r}: expected a whole number of at least {least}{at_most}")
+
+
+def check_number(setting: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raise ConfigError unless the value of a setting is a finite number, from `least` to `most`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not least <= float(value) <= most:  # type: ignore[arg-type]
+        wanted = "a number"
+        if math.isfinite(least):
+            wanted = f"a number of at least {least}" if most == math.inf else f"a number in [{least}, {most}]"
+        raise ConfigError(f"{setting} is {value!r}: expected {wanted}")
 
 
 def check_choice(setting: str, value: object, choices: Sequence[str]) -> None:

@@ -6,13 +6,18 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import sdscratch
+from sdscratch.data import to_pil
+from sdscratch.data.images import to_tensor
+from sdscratch.devices import DTYPES
 from sdscratch.errors import ConfigError, DataError, RunFolderError
 from sdscratch.models import UNet
 from sdscratch.pipeline import SamplingDefaults, TextToImage
@@ -105,10 +110,126 @@ def test_without_guidance_the_negative_prompt_says_nothing(pipe):
     assert difference(pipe("a", guidance_scale=1), pipe("a", guidance_scale=1, negative_prompt="b")) == 0
 
 
+def calls_of(pipe: TextToImage, **settings: Any) -> list[int]:
+    """How many rows the network saw, call by call."""
+    rows: list[int] = []
+    hook = pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    try:
+        pipe("a red circle", sampler="euler", num_inference_steps=5, **settings)
+    finally:
+        hook.remove()
+    return rows
+
+
+def test_outside_the_guidance_interval_the_network_is_asked_for_the_prompt_alone(pipe):
+    sigmas = pipe.noise_schedule.grid(5).sigmas.tolist()
+    low, high = sigmas[3], sigmas[1]  # (low, high]: the second and the third step
+    assert calls_of(pipe, guidance_interval=(low, high)) == [1, 2, 2, 1, 1]
+    assert calls_of(pipe, guidance_interval=(low, high), guidance_scale=1) == [1] * 5
+    assert calls_of(pipe) == [2] * 5
+
+
+def test_the_guidance_interval_is_what_guides(pipe):
+    settings = {"guidance_scale": 6.0, "num_inference_steps": 5}
+    guided, unguided = pipe(PROMPTS[:2], **settings), pipe(PROMPTS[:2], num_inference_steps=5, guidance_scale=1)
+    assert difference(guided, pipe(PROMPTS[:2], guidance_interval=(0, 1e9), **settings)) == 0
+    assert difference(unguided, pipe(PROMPTS[:2], guidance_interval=(0, 1e-9), **settings)) <= 1
+    between = pipe(PROMPTS[:2], guidance_interval=(0.3, 3.0), **settings)
+    assert difference(guided, between) > 0 and difference(unguided, between) > 0
+
+
+def test_a_picture_may_be_higher_than_wide(pipe):
+    (image,) = pipe("a red circle", height=44, width=28)
+    assert image.size == (28, 44)
+    assert pipe("a red circle", height=44)[0].size == (32, 44)
+    with pytest.raises(ConfigError, match="width=30 is not divisible by the VAE's factor 4. Set it to 28 or 32"):
+        pipe("a red circle", width=30)
+
+
 def test_other_sizes_are_multiples_of_the_vae_factor(pipe):
     assert pipe("a red circle", size=36)[0].size == (36, 36)
     with pytest.raises(ConfigError, match="size=33 is not divisible by the VAE's factor 4. Set it to 32 or 36"):
         pipe("a red circle", size=33)
+
+
+# From a picture on
+
+
+@pytest.fixture(scope="module")
+def initial() -> Image.Image:
+    return Image.radial_gradient("L").resize((40, 64))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun", "dpmpp_2m"])
+def test_the_less_strength_the_nearer_to_the_picture(pipe, initial, sampler):
+    pixels = to_tensor(ImageOps.fit(initial.convert("RGB"), (32, 32), Image.Resampling.LANCZOS))[None]
+    clean = pipe.encoders.encode_images(pixels, torch.zeros(1, 4, 8, 8))
+
+    def distance(strength: float) -> float:
+        last: list[torch.Tensor] = []
+        settings = {"init_image": initial, "num_inference_steps": 10, "sampler": sampler, "strength": strength}
+        pipe("a", on_step=lambda step, steps, estimate: last.append(estimate), **settings)
+        return float((last[-1] - clean).square().mean())
+
+    assert distance(0.1) < 0.5 * distance(0.5) < distance(1.0)
+
+
+def test_strength_is_the_share_of_steps_that_are_taken(pipe, initial):
+    for strength, taken in ((1.0, 10), (0.75, 7), (0.1, 1)):
+        steps: list[tuple[int, int]] = []
+        seen = partial(lambda steps, step, of, estimate: steps.append((step, of)), steps)
+        pipe("a", init_image=initial, num_inference_steps=10, strength=strength, on_step=seen)
+        assert steps == [(i + 1, taken) for i in range(taken)]
+
+
+def test_each_seed_draws_another_way_on(pipe, initial):
+    together = pipe(PROMPTS, init_image=initial, seed=4)
+    assert difference(together, pipe(PROMPTS, init_image=initial, seed=4, batch_size=2)) <= 1
+    first, second = pipe(["a"] * 2, init_image=initial)
+    assert difference([first], [second]) > 0
+
+
+def test_a_strength_of_no_step_is_refused(pipe, initial):
+    with pytest.raises(ConfigError, match="strength=0.05 of num_inference_steps=10 is no whole step.*0.1 or more"):
+        pipe("a", init_image=initial, num_inference_steps=10, strength=0.05)
+
+
+# What networks compute in
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_draws_nearly_the_same(tiny_run, pipe, initial, dtype):
+    half = TextToImage.from_pretrained(tiny_run.path, device="cpu", dtype=dtype)
+    networks = (half.unet, half.network("raw"), half.encoders.vae, half.encoders.text.model)
+    assert {next(network.parameters()).dtype for network in networks} == {DTYPES[dtype]}
+    for settings in ({}, {"init_image": initial}):
+        pairs = zip(half(PROMPTS[:2], **settings), pipe(PROMPTS[:2], **settings), strict=True)
+        assert max(np.abs(pixels(a) - pixels(b)).mean() for a, b in pairs) < 4
+
+
+def test_samplers_compute_in_single_precision_whatever_the_networks_do(tiny_run):
+    half = TextToImage.from_pretrained(tiny_run.path, device="cpu", dtype="bf16")
+    seen: list[torch.dtype] = []
+    half("a", on_step=lambda step, steps, estimate: seen.append(estimate.dtype))
+    assert seen == [torch.float32] * 4
+
+
+def test_tiling_decodes_large_pictures_in_parts(tiny_run):
+    tiled = TextToImage.from_pretrained(tiny_run.path, device="cpu", tiling=True)
+    seen: list[torch.Size] = []
+    tiled.encoders.vae.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    (small, _) = tiled(["a", "b"], num_inference_steps=1)
+    assert seen == [(1, 4, 8, 8)] * 2 and small.size == (32, 32)
+    seen.clear()
+    assert tiled("a", num_inference_steps=1, height=64, width=48)[0].size == (48, 64)
+    assert len(seen) > 1 and max(shape[2:].numel() for shape in seen) <= 64
+
+
+def test_numbers_that_are_not_finite_are_warned_of(tiny_run):
+    broken = TextToImage.from_pretrained(tiny_run.path, device="cpu")
+    torch.nn.init.constant_(broken.unet.conv_out.bias, float("nan"))
+    with pytest.warns(UserWarning, match="no finite numbers"):
+        broken("a")
 
 
 # Weights
@@ -166,6 +287,17 @@ def test_raw_weights_that_are_damaged_are_refused(tiny_run, tmp_path):
         ({"sampler": "dpmpp"}, "sampler 'dpmpp' is unknown; expected one of .*Did you mean 'dpmpp_2m'"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"eta": float("nan"), "sampler": "ddim"}, "eta is nan"),
+        ({"prompts": "a" * 2_000_000}, "'a{60}' goes on for 2000000 characters: expected at most 10000"),
+        ({"negative_prompt": "b" * 20_000}, "goes on for 20000 characters"),
+        ({"height": 30}, "height=30 is not divisible"),
+        ({"height": 32, "width": 40, "size": 32}, "size=32 stands for height and width"),
+        ({"width": 2**20}, "width is 1048576: expected a whole number of at least 1 and at most 8192"),
+        ({"strength": 1.5}, r"strength is 1.5: expected a number in \[0, 1\]"),
+        ({"guidance_interval": 3}, "guidance_interval is 3: expected two noise levels"),
+        ({"guidance_interval": "ab"}, "guidance_interval is 'ab': expected two noise levels"),
+        ({"guidance_interval": [5, 0.3]}, r"guidance_interval is \[5, 0.3\]: expected the lower noise level first"),
+        ({"guidance_interval": [-1, 2]}, "guidance_interval is -1: expected a number of at least 0"),
+        ({"guidance_interval": [0, float("nan")]}, "guidance_interval is nan"),
         ({"eta": 0.5, "sampler": "heun"}, "eta=0.5 is for sampler=ddim; heun has none"),
         ({"seed": -1}, "seed is -1: expected a whole number of at least 0"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
@@ -210,6 +342,11 @@ def test_a_device_that_is_not_there_is_refused(tiny_run, device):
         TextToImage.from_pretrained(tiny_run.path, device=device)
 
 
+def test_a_dtype_that_is_not_known_is_refused(tiny_run):
+    with pytest.raises(ConfigError, match="dtype='fp8' is unknown; expected fp32, fp16 or bf16"):
+        TextToImage.from_pretrained(tiny_run.path, dtype="fp8")
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(DataError, match="is no whole model"):
         TextToImage.from_pretrained(tmp_path)
@@ -238,6 +375,32 @@ def test_progress_counts_picture_steps_to_the_end(pipe):
     pipe(PROMPTS, batch_size=2, num_inference_steps=3, progress=lambda done, total: calls.append((done, total)))
     assert [total for _, total in calls] == [15] * 9
     assert [done for done, _ in calls] == [2, 4, 6, 8, 10, 12, 13, 14, 15]
+
+
+def test_each_step_shows_the_picture_as_it_is_estimated_then(pipe):
+    seen: list[tuple[int, int, torch.Tensor]] = []
+    images = pipe(PROMPTS[:2], sampler="dpmpp_2m", num_inference_steps=6, on_step=lambda *step: seen.append(step))
+    assert [step[:2] for step in seen] == [(i + 1, 6) for i in range(6)]
+    shown = [[to_pil(image) for image in pipe.encoders.decode(estimate)] for _, _, estimate in seen]
+    assert difference(shown[-1], images) == 0
+    assert difference(shown[0], images) > 0
+
+
+def test_raising_in_a_step_stops_the_drawing_there(pipe):
+    class Enough(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def stop(step: int, steps: int, estimate: torch.Tensor) -> None:
+        calls.append(step)
+        if step == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        pipe("a", num_inference_steps=50, on_step=stop)
+    assert calls == [1, 2, 3]
+    assert difference(pipe(PROMPTS[:1]), pipe(PROMPTS[:1])) == 0
 
 
 def test_sampling_leaves_no_gradients_and_the_global_random_state_alone(pipe):

@@ -37,6 +37,8 @@ class Subject:
         from sdscratch.interop.diffusers_folder import find_model_folder
 
         run, model = self.run, str(self.cfg.model)
+        if self.is_checkpoint:
+            return run.model_folder
         if run.model_folder.is_dir() or (run.path / "vae").is_dir() or (run.path / "clip").is_dir():
             return run.model_folder if run.model_folder.is_dir() else run.path
         try:
@@ -46,16 +48,25 @@ class Subject:
 
     @cached_property
     def run(self) -> RunFolder:
-        return RunFolder(str(self.cfg.model))
+        """The one that model= names, or whose checkpoint it names."""
+        from sdscratch.interop.model_source import run_of
+
+        return run_of(str(self.cfg.model))
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.run.path != Path(str(self.cfg.model))
 
     @cached_property
     def out(self) -> Path:
-        name = re.sub(r"\W+", "_", Path(str(self.cfg.model)).resolve().name)
+        model = Path(str(self.cfg.model)).resolve()
+        name = f"{self.run.path.resolve().name}_{model.stem}" if self.is_checkpoint else model.name
+        name = re.sub(r"\W+", "_", name)
         return Path(str(self.cfg.out)) if self.cfg.out is not None else Path("evaluations") / name
 
     @property
     def has_unet(self) -> bool:
-        return (self.folder / "unet").is_dir()
+        return self.is_checkpoint or (self.folder / "unet").is_dir()
 
     @property
     def has_clip(self) -> bool:
@@ -65,9 +76,9 @@ class Subject:
 
     @cached_property
     def device(self) -> str:
-        import torch
+        from sdscratch.devices import best_device
 
-        return str(self.cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return str(self.cfg.device or best_device())
 
     @cached_property
     def pipe(self) -> TextToImage:
@@ -85,7 +96,8 @@ class Subject:
     def clip(self) -> ClipNetwork:
         from sdscratch.evaluation.clip_network import ClipNetwork
 
-        return ClipNetwork(str(self.cfg.clip)).to(self.device)
+        path = self.run.path if str(self.cfg.clip) == str(self.cfg.model) else self.cfg.clip
+        return ClipNetwork(str(path)).to(self.device)
 
     @cached_property
     def features(self) -> FeatureNetwork:

@@ -10,18 +10,17 @@ from omegaconf import DictConfig
 
 from sdscratch.commands.import_model import require_free
 from sdscratch.commands.provenance import provenance
+from sdscratch.devices import DTYPES
 from sdscratch.errors import ConfigError, DataError
-from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
+from sdscratch.interop.diffusers_folder import Model, save_model
 from sdscratch.interop.hub import check_repository, push
 from sdscratch.interop.model_card import Provenance, model_card
-from sdscratch.interop.raw_weights import raw_weights
+from sdscratch.interop.model_source import load_model, raw_weights
 from sdscratch.interop.single_file import configs_beside, write_single_file
 from sdscratch.interop.weight_files import check_finite
 from sdscratch.models.pretrained import without_commentary
 from sdscratch.models.released_unet import ReleasedUNet
-from sdscratch.run_folder import RunFolder
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = ("diffusers", "single_file")
 
 
@@ -61,14 +60,14 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _load(cfg: DictConfig) -> Model:
-    model = load_model_folder(find_model_folder(cfg.model))
+    model = load_model(cfg.model)
     if cfg.format == "diffusers" and isinstance(model.unet, ReleasedUNet):
         raise DataError(
             f"{cfg.model} has the released checkpoint's network, which diffusers does not have: "
             "export it with format=single_file, or use its model folder with sdscratch"
         )
     if cfg.weights == "raw":
-        raw = raw_weights(model.unet, RunFolder(cfg.model))
+        raw = raw_weights(cfg.model, model.unet)
         model = model._replace(unet=raw, about={**model.about, "weights": "raw"})
     return model
 

@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> None:
     token = os.environ.get(TOKEN) or None
     try:
         from sdscratch.serving.app import create_app
-        from sdscratch.serving.server import serve
+        from sdscratch.serving.server import Server
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "starlette"):
             raise
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
     shelf = Shelf(str(cfg.model), Path(cfg.paths.runs))
     engine = Engine(shelf, build(cfg.limits), cfg.weights, cfg.device, cfg.queue, cfg.grace)
     app = create_app(engine, token, OmegaConf.to_container(cfg.cors), cfg.fixed_model)  # type: ignore[arg-type]
-    serve(app, engine, cfg.host, cfg.port, cfg.grace)
+    Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()
 
 
 def _stopped(number: int, frame: FrameType | None) -> None:

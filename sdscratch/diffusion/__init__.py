@@ -1,7 +1,7 @@
 """Diffusion and flow matching as arithmetic on tensors and callables, knowing neither models nor data."""
 
 from sdscratch.diffusion.denoiser import Denoiser
-from sdscratch.diffusion.guidance import guided
+from sdscratch.diffusion.guidance import guided, guided_within
 from sdscratch.diffusion.noise_schedule import FlowSchedule, Grid, NoiseSchedule
 from sdscratch.diffusion.objective import DiffusionObjective, FlowMatching, Losses, Network, Objective
 from sdscratch.diffusion.prediction import PredictionType, Scales
@@ -46,5 +46,6 @@ __all__ = [
     "euler",
     "get_sampler",
     "guided",
+    "guided_within",
     "heun",
 ]

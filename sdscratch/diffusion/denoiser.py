@@ -22,8 +22,7 @@ class Denoiser:
     see `guided`. Raises ConfigError when prediction type and schedule do not fit, or for an impossible number of steps.
 
     timesteps: int64 (num_inference_steps,), what the network is told. sigmas: float64 (num_inference_steps + 1,),
-    falling to 0, on the CPU; give them to the sampler. To start from a picture instead of noise, give it
-    `latents + sigmas[k] * noise` and `sigmas[k:]`.
+    falling to 0, on the CPU; give them to the sampler.
     """
 
     def __init__(
@@ -43,6 +42,11 @@ class Denoiser:
     def initial(self, noise: Tensor) -> Tensor:
         """Unit noise (B, C, h, w) -> what the sampler starts from: the network's first input will be that noise."""
         return noise / self.noise_schedule.scales_at(self.sigmas[0].item()).signal
+
+    def part_way(self, latents: Tensor, noise: Tensor, steps_left_out: int) -> tuple[Tensor, Tensor]:
+        """Clean latents and unit noise (B, C, h, w) -> what the sampler starts from after so many steps, and its sigmas."""
+        sigmas = self.sigmas[steps_left_out:]
+        return latents + sigmas[0].item() * noise, sigmas
 
     def __call__(self, latents: Tensor, sigma: float) -> Tensor:
         """latents (B, C, h, w), clean + sigma * noise, in float32 or wider; sigma, one of `sigmas` -> clean latents."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sdscratch.diffusion.objective import Network
+from sdscratch.diffusion.samplers import Denoise
 
 
 def guided(
@@ -23,14 +24,15 @@ def guided(
     batch, [uncond; cond], and give uncond + guidance_scale * (cond - uncond). guidance_scale 1 asks for cond alone, at
     half the cost; uncond_states may then be None. guidance_rescale in [0, 1] draws each sample's standard deviation
     back to that of cond, against overexposure (Lin et al. 2024, section 3.4). As in diffusers' StableDiffusionPipeline.
+    The network is given the latents in the dtype of the states, which is its own; all else is done in that of the latents.
     """
     if guidance_scale == 1:
-        return lambda latents, timesteps: network(latents, timesteps, cond_states)
+        return lambda latents, timesteps: network(latents.to(cond_states.dtype), timesteps, cond_states)
     assert uncond_states is not None, "guidance needs the states of the negative prompt, or of the empty one"
     states = torch.cat([uncond_states, cond_states])
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        output = network(torch.cat([latents] * 2), torch.cat([timesteps] * 2), states)
+        output = network(torch.cat([latents.to(states.dtype)] * 2), torch.cat([timesteps] * 2), states)
         uncond, cond = output.to(latents.dtype).chunk(2)  # a large scale would multiply half precision's rounding
         prediction = uncond + guidance_scale * (cond - uncond)
         if guidance_rescale == 0:
@@ -38,6 +40,16 @@ def guided(
         return torch.lerp(prediction, prediction * (_std(cond) / _std(prediction)), guidance_rescale)
 
     return predict
+
+
+def guided_within(interval: Sequence[float], guided: Denoise, unguided: Denoise) -> Denoise:
+    """Guide at noise levels (low, high] of Karras' sigma only (Kynkaanniemi et al. 2024, eq. 5).
+
+    Guidance does harm where there is nearly nothing but noise, and nothing where there is nearly none. Outside, the network
+    is asked for the prompt alone, at half the cost.
+    """
+    low, high = interval
+    return lambda latents, sigma: (guided if low < sigma <= high else unguided)(latents, sigma)
 
 
 def _std(values: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def find_model_folder(model: str | Path) -> Path:
         parts = [part for part in ("unet", "vae", "text_encoder") if (folder / part).is_dir()]
         found = f"It holds {' and '.join(parts) or 'nothing of a model'}."
         if folder == run.path and run.holds_a_run():
-            found = f"Its run has not finished: `sdscratch resume {model}`."
+            found = f"Its run has not finished: `sdscratch resume {model}`, or name one of its checkpoints."
         raise DataError(f"{model} is no whole model: {wanted}. {found}")
     return folder
 

@@ -66,7 +66,7 @@ class ModelFile:
             raise DataError(
                 f"{self.path} is no model that we know: expected Stable Diffusion 1.x in one file (tensors below "
                 "model.diffusion_model), or the released sd_epoch_042.pt (unet_state_dict). It holds "
-                f"{', '.join(map(str, list(content)[:5])) or 'nothing'}. A run is no file: use RUN or RUN/model"
+                f"{', '.join(map(str, list(content)[:5])) or 'nothing'}. Of a run, use RUN or RUN/checkpoints/step_*.ckpt"
             )
         for line in left_out:
             say(line)

@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.models.initialisation import new_embeddings, preserve_variance
-from sdscratch.models.pretrained import load_pretrained
+from sdscratch.models.pretrained import load_pretrained, without_commentary
 from sdscratch.models.tokenizer import load_tokenizer, read_tokenizer, train_tokenizer
 
 
@@ -114,22 +114,26 @@ class FrozenEncoders:
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoders:
         return self
 
-    def to(self, device: torch.device | str) -> FrozenEncoders:
-        """Move both networks, in place."""
-        self.vae.to(device)
-        self.text.model.to(device)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FrozenEncoders:
+        """Move both networks, or change their dtype, in place; None leaves as it is."""
+        with without_commentary():  # diffusers warns of modules to be kept in float32, of which there are none here
+            for network in (self.vae, self.text.model):
+                network.to(device=device, dtype=dtype)
         return self
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Latents (B, C, h, w), scaled to unit variance, of images (B, 3, H, W) in [-1, 1]; noise draws from the posterior."""
-        posterior = self.vae.encode(images).latent_dist
+        """Latents (B, C, h, w), scaled to unit variance, of images (B, 3, H, W) in [-1, 1], or of one in B ways.
+
+        noise: unit noise (B, C, h, w), which draws from the posterior.
+        """
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of scaled latents."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
 
 
 def downsampling_factor(vae: AutoencoderKL) -> int:

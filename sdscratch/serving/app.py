@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -72,7 +73,7 @@ def create_app(engine: Engine, token: str | None = None, cors: list[str] | None 
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
-    app.add_middleware(WholeBody)
+    app.add_middleware(WholeBody, seconds=engine.limits.read_seconds)
     app.add_middleware(CarefulHeaders)
     _add_drawing(app, engine)
     _add_facts(app, engine, token is not None, fixed)
@@ -138,7 +139,7 @@ def _add_facts(app: FastAPI, engine: Engine, auth: bool, fixed: bool) -> None:
         return _configuration(engine, engine.served, auth)
 
     @app.get("/models", tags=["facts"])
-    async def models() -> list[ModelView]:
+    def models() -> list[ModelView]:
         """Those that there are: the one that the server was started with, and finished runs."""
         current = engine.served.entry.id
         return [
@@ -151,7 +152,7 @@ def _add_facts(app: FastAPI, engine: Engine, auth: bool, fixed: bool) -> None:
         """Draw with another model from now on: for everybody. Answers when it is loaded."""
         if fixed:
             raise Problem(403, "the model of this server is fixed", "id")
-        if (entry := engine.shelf.find(choice.id)) is None:
+        if (entry := await run_in_threadpool(engine.shelf.find, choice.id)) is None:
             raise Problem(404, "there is no such model", "id", "GET /models has those that there are")
         await engine.switch(entry, choice.weights)
         return _configuration(engine, engine.served, auth)
@@ -172,8 +173,14 @@ def _drawn(job: Job) -> Drawn:
     if job.status != "done":
         raise Problem(503, "the drawing was cancelled", hint="try again in a while", retry_after=10)
     assert job.model is not None and job.seconds is not None
-    about = job.parameters.model_dump()
-    return Drawn(**about, image=job.images[0], images=job.images, model=job.model, generation_time_s=job.seconds)
+    return Drawn(
+        **job.parameters.model_dump(),
+        image=job.images[0],
+        images=job.images,
+        model=job.model,
+        notes=job.notes,
+        generation_time_s=job.seconds,
+    )
 
 
 def _event(job: Job) -> ServerSentEvent:

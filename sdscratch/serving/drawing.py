@@ -16,9 +16,10 @@ class Unwanted(Exception):
     """Nobody waits for the pictures any more."""
 
 
-def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> list[str]:
-    """Data URIs of the job's pictures. report: called after each step with how many are done, and a preview or "".
+def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> tuple[list[str], list[str]]:
+    """Data URIs of the job's pictures, and notes for whoever asked.
 
+    report: called after each step with how many are done, and a preview or "".
     Raises Unwanted after the step during which the job was cancelled.
     """
     wanted = job.parameters
@@ -28,8 +29,8 @@ def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> list[s
             raise Unwanted
         report(done * wanted.steps // total, "")
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of guidance that the model has not learnt: nobody reads it here
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
         images = served.pipe(
             [wanted.prompt] * wanted.n,
             negative_prompt=wanted.negative_prompt,
@@ -43,7 +44,21 @@ def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> list[s
             batch_size=wanted.n,
             progress=after_step,
         )
-    return [png_uri(image, _about(wanted, i, served.entry.id)) for i, image in enumerate(images)]
+    pictures = [png_uri(image, _about(wanted, i, served.entry.id)) for i, image in enumerate(images)]
+    return pictures, [*_unread(served, wanted), *(str(warning.message) for warning in warned)]
+
+
+def _unread(served: Served, wanted: Parameters) -> list[str]:
+    """A note for each text that is longer than the text encoder reads."""
+    tokenizer = served.pipe.encoders.text.tokenizer
+    most = tokenizer.model_max_length
+    texts = {"prompt": wanted.prompt, "negative prompt": wanted.negative_prompt}
+    lengths = {name: len(tokenizer(text, verbose=False).input_ids) for name, text in texts.items()}
+    return [
+        f"the {name} has {length} tokens, of which the model reads {most}: its end counts for nothing"
+        for name, length in lengths.items()
+        if length > most
+    ]
 
 
 def _about(wanted: Parameters, number: int, model: str) -> dict[str, object]:

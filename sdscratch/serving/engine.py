@@ -9,10 +9,11 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sdscratch.errors import ConfigError, SdscratchError, out_of_memory
 from sdscratch.pipeline import Weights
@@ -23,6 +24,7 @@ from sdscratch.serving.models import Entry, Served, Shelf
 from sdscratch.serving.problems import Problem, log, our_fault
 from sdscratch.serving.schemas import Health, Wish
 
+T = TypeVar("T")
 LONGEST_WAIT = 600  # seconds that anyone is told to wait
 
 
@@ -51,24 +53,23 @@ class Engine:
         self._free, self._come = asyncio.Lock(), asyncio.Event()
         self._work = asyncio.create_task(self._load_and_draw())
 
-    def stop(self) -> None:
-        """Take nothing more, send away who waits, and let what is being drawn end in its time of grace."""
+    def stop(self, at_once: bool = False) -> None:
+        """Take nothing more, send away who waits, and let what is being drawn end in its time of grace, or at_once."""
         self.status = "stopping"
         while self._waiting:
             self._waiting.popleft().fail(self._stopping())
         if self._running is not None:
-            self._loop.call_later(self._grace, self.cancel, self._running)
+            self._loop.call_later(0 if at_once else self._grace, self.cancel, self._running)
 
-    def stop_soon(self) -> None:
+    def stop_soon(self, at_once: bool = False) -> None:
         """The same from a signal handler or another thread."""
         if self.status != "loading":
-            self._loop.call_soon_threadsafe(self.stop)
+            self._loop.call_soon_threadsafe(self.stop, at_once)
 
     async def close(self) -> None:
         """Wait for the thread; a drawing that is left is given up after its present step."""
-        self.stop()
-        if self._running is not None:
-            self.cancel(self._running)
+        self.stop(at_once=True)
+        await asyncio.sleep(0)
         self._work.cancel()
         with suppress(asyncio.CancelledError):
             await self._work
@@ -150,7 +151,7 @@ class Engine:
         job.start(served.entry.id)
         self._move_up()
         try:
-            images = await self._in_thread(partial(draw, served, job, partial(self._report, job)))
+            images, notes = await self._in_thread(partial(draw, served, job, partial(self._report, job)))
         except Unwanted:
             pass
         except Exception as error:
@@ -160,12 +161,12 @@ class Engine:
             seconds = time.perf_counter() - begin
             self._seconds_each += 0.2 * (seconds - self._seconds_each)
             if not job.ended:
-                job.finish(images, round(seconds, 3))
+                job.finish(images, notes, round(seconds, 3))
         finally:
             self._running = None
             self._move_up()
 
-    async def _in_thread(self, work):  # type: ignore[no-untyped-def]
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._thread, work)
 
     def _report(self, job: Job, step: int, preview: str) -> None:

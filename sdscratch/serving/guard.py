@@ -11,7 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sdscratch.serving.problems import Problem
 
 MAX_BODY = 64 * 1024
-READ_SECONDS = 10.0
 OPEN_PATHS = ("/", "/health", "/config")
 OPEN_FOLDER = "/page/"
 POLICY = (
@@ -33,7 +32,7 @@ class WholeBody:
     One that is too large is read to its end and forgotten, so that its sender hears the answer.
     """
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY, seconds: float = READ_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, seconds: float, limit: int = MAX_BODY) -> None:
         self.app, self.limit, self.seconds = app, limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

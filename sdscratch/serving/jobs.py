@@ -26,6 +26,7 @@ class Job:
         self.status: Status = "queued"
         self.step, self.preview = 0, ""
         self.images: list[str] = []
+        self.notes: list[str] = []
         self.model: str | None = None
         self.seconds: float | None = None
         self.problem: Problem | None = None
@@ -60,10 +61,10 @@ class Job:
             self.step, self.preview = step, preview or self.preview
             self._changed()
 
-    def finish(self, images: list[str], seconds: float) -> None:
-        """Drawn, in so many seconds."""
+    def finish(self, images: list[str], notes: list[str], seconds: float) -> None:
+        """Drawn, in so many seconds. notes: what whoever asked should know."""
         self.status, self.step, self.preview = "done", self.parameters.steps, ""
-        self.images, self.seconds = images, seconds
+        self.images, self.notes, self.seconds = images, notes, seconds
         self._changed()
 
     def fail(self, problem: Problem) -> None:
@@ -82,9 +83,9 @@ class Job:
         self.watchers += 1
         try:
             while True:
-                change = self._change
+                change, last = self._change, self.ended
                 yield self
-                if self.ended:
+                if last:
                     return
                 await change.wait()
         finally:
@@ -104,6 +105,7 @@ class Job:
             step=self.step,
             steps=self.parameters.steps,
             images=self.images,
+            notes=self.notes,
             parameters=self.parameters,
             model=self.model,
             generation_time_s=self.seconds,

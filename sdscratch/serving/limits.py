@@ -26,7 +26,10 @@ SHAPES = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
 
 @dataclass(frozen=True)
 class Limits:
-    """max_cost: of width x height x steps x n, in pixels; max_prompt: characters. Raises ConfigError for impossible ones."""
+    """max_cost: of width x height x steps x n, in pixels. max_prompt: characters. read_seconds: for a request to arrive.
+
+    Raises ConfigError for impossible ones.
+    """
 
     max_steps: int = 150
     max_guidance: float = 30.0
@@ -34,10 +37,12 @@ class Limits:
     max_n: int = 8
     max_cost: int = 512 * 512 * 50 * 8
     max_prompt: int = 2000
+    read_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         check_whole("limits.max_steps", self.max_steps, most=MAX_STEPS)
-        check_whole("limits.max_guidance", int(self.max_guidance), most=int(MAX_GUIDANCE))
+        check_number("limits.max_guidance", self.max_guidance, 1, MAX_GUIDANCE)
+        check_number("limits.read_seconds", self.read_seconds, 0.1, 3600)
         check_whole("limits.max_side", self.max_side, most=MAX_SIDE)
         check_whole("limits.max_n", self.max_n, most=MAX_COUNT)
         check_whole("limits.max_cost", self.max_cost)

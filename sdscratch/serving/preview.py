@@ -10,7 +10,7 @@ from torch.nn import functional
 from sdscratch.data import to_pil
 from sdscratch.models.encoders import FrozenEncoders
 
-SAMPLES, SIDE, PATCH = 16, 8, 2
+SAMPLES, SIDE, PATCH = 32, 8, 4
 MOST_ACROSS = 3  # pictures side by side
 
 

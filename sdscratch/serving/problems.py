@@ -53,6 +53,8 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's, where a body is too deep or a number too long to be read as JSON
+            return Problem(422, "the body cannot be read as JSON", hint=SEE_RANGES).response()
         return Problem(error.status_code, str(error.detail), hint="GET /openapi.json describes the API").response(
             **(error.headers or {})
         )

@@ -80,6 +80,7 @@ class Drawn(Parameters):
     image: str = Field(description="the first of the images")
     images: list[str]
     model: str
+    notes: list[str] = Field(description="what is good to know, as that the end of the prompt was not read")
     generation_time_s: float = Field(description="without the time in the queue")
 
 
@@ -99,6 +100,7 @@ class JobView(BaseModel):
     step: int
     steps: int
     images: list[str]
+    notes: list[str]
     parameters: Parameters
     model: str | None
     generation_time_s: float | None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,18 +15,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sdscratch.console import say
 from sdscratch.errors import ConfigError
 from sdscratch.serving.engine import Engine
-from sdscratch.serving.guard import READ_SECONDS
 
 BACKLOG = 2048
 
 
 class PatientForAWhile(H11Protocol):
-    """HTTP/1.1 that closes a connection on which no whole request head has come within READ_SECONDS.
+    """HTTP/1.1 that closes a connection on which no whole request head has come within `patience` seconds.
 
     uvicorn has a limit for connections that say nothing between requests, and none for those that say it slowly.
     """
 
-    deadline: asyncio.TimerHandle | None = None
+    def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patience, self.deadline = patience, cast(asyncio.TimerHandle | None, None)
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -43,7 +45,7 @@ class PatientForAWhile(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()  # a request is being answered; WholeBody sees to its body
         elif self.deadline is None:
-            self.deadline = self.loop.call_later(READ_SECONDS, self.timeout_keep_alive_handler)
+            self.deadline = self.loop.call_later(self.patience, self.timeout_keep_alive_handler)
 
     def _forget(self) -> None:
         if self.deadline is not None:
@@ -52,42 +54,44 @@ class PatientForAWhile(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Tells the engine when it is told to stop, says when the engine is ready, and ends with it."""
+    """Listens at once; says when the engine is ready, tells it when it is told to stop, and ends with it.
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, ready: str) -> None:
-        super().__init__(config)
-        self.engine, self.ready = engine, ready
+    grace: seconds that a drawing under way is given. port: 0 takes a free one. Raises ConfigError where it cannot listen.
+    """
+
+    def __init__(self, app: FastAPI, engine: Engine, host: str, port: int, grace: float) -> None:
+        self.engine, self.said = engine, False
+        self.listener = _listen(host, port)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.listener.getsockname()[1]}"
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(PatientForAWhile, patience=engine.limits.read_seconds),  # type: ignore[arg-type]
+                ws="none",
+                backlog=BACKLOG,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(grace) + 5,
+            )
+        )
+
+    def answer(self) -> None:
+        """Until a signal comes, which is then raised again, or the engine fails, with its error."""
+        self.run(sockets=[self.listener])
+        if self.engine.failure is not None:
+            raise self.engine.failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            self.force_exit = True
+        self.force_exit = again = self.should_exit
         super().handle_exit(sig, frame)
-        self.engine.stop_soon()
+        self.engine.stop_soon(at_once=again)
 
     async def on_tick(self, counter: int) -> bool:
-        if self.ready and self.engine.status == "ready":
-            say(self.ready)
-            self.ready = ""
+        if not self.said and self.engine.status == "ready":
+            say(f"serving {self.engine.shelf.first.id} at {self.address}")
+            self.said = True
         return await super().on_tick(counter) or self.engine.failure is not None
-
-
-def serve(app: FastAPI, engine: Engine, host: str, port: int, grace: float) -> None:
-    """Answer until a signal comes, which is then raised again; or raise why the engine has failed."""
-    listener = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        app,
-        http=PatientForAWhile,
-        ws="none",
-        backlog=BACKLOG,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(grace) + 5,
-    )
-    Server(config, engine, f"serving {engine.shelf.first.id} at {address}").run(sockets=[listener])
-    if engine.failure is not None:
-        raise engine.failure
 
 
 def _listen(host: str, port: int) -> socket.socket:

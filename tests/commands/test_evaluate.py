@@ -94,6 +94,17 @@ def test_a_second_call_draws_and_looks_at_nothing_again_and_finds_the_same(whole
     assert (whole / "results.json").read_bytes() == results
 
 
+def test_a_checkpoint_is_measured_as_what_it_was_at_its_step(place, whole, tiny_run):
+    older, newest = (checkpoint.path for checkpoint in tiny_run.checkpoints()[-2:])
+    losses = []
+    for path in (older, newest):
+        out = place.folder / path.stem
+        assert main(["evaluate", *place.words, f"model={path}", f"out={out}", "measures=loss"]) == 0
+        losses.append(values(tables(out)["Held-out loss of the UNet"])["loss", "all"])
+    assert losses[1] == pytest.approx(values(tables(whole)["Held-out loss of the UNet"])["loss", "all"])
+    assert losses[0] > losses[1]
+
+
 def test_prompts_of_shapes_are_judged_and_drawn_in_parts(place, capsys):
     out = place.folder / "judged"
     words = [*place.words, f"out={out}", "measures=pictures"]

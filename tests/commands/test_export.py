@@ -45,6 +45,14 @@ def test_raw_weights_are_those_of_the_newest_checkpoint(tiny_run, tmp_path):
     assert "| weights | raw, fp32 |" in (out / "README.md").read_text()
 
 
+def test_a_checkpoint_is_exported_as_what_it_was_at_its_step(tiny_run, tmp_path):
+    older, out = tiny_run.checkpoints()[-2], tmp_path / "out"
+    assert main(["export", str(older.path), str(out)]) == 0
+    weights = older.load()["ema"]["weights"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(out / UNET).items())
+    assert json.loads((out / "sdscratch.json").read_text())["step"] == older.step
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_half_precision_halves_every_part_and_is_read_back(tiny_run, tmp_path, capsys, name, dtype):
     out = tmp_path / "out"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
 from tiny_models import PROMPTS, difference, save
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
@@ -71,6 +72,19 @@ def test_the_same_seeds_give_the_same_pictures_in_the_size_that_the_model_is_for
     expected = theirs(PROMPTS, generator=seeds(3), num_inference_steps=5, guidance_scale=4.0).images
     assert [picture.size for picture in expected] == [(32, 32)] * 3
     assert difference(ours(PROMPTS, seed=3), expected) <= 2  # steps and guidance are the model's own defaults
+
+
+@pytest.mark.parametrize("strength", [0.29, 0.8, 1.0])  # int(7 * 0.29) is 2
+def test_the_same_seeds_draw_the_same_pictures_on_from_a_picture(ours, theirs, strength):
+    (image,) = ours(PROMPTS[0], seed=8, num_inference_steps=2)
+    settings = {"num_inference_steps": 7, "guidance_scale": 4.0, "strength": strength}
+    on_from = StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
+    on_from.set_progress_bar_config(disable=True)
+    expected = on_from(PROMPTS, image=[image] * 3, generator=seeds(3), **settings).images
+    pictures = ours(PROMPTS, init_image=image, seed=3, **settings)
+    assert difference(pictures, expected) <= 2
+    other = ours(PROMPTS, init_image=Image.new("RGB", (32, 32), "red"), seed=3, **settings)
+    assert difference(pictures, other) > 10 or strength == 1.0
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.6), ("ddpm", 0.0)])

@@ -1,0 +1,86 @@
+"""GET /models and PUT /models/current: what there is to draw with, and changing it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from serving import client_of, engine_of, picture, same
+
+from sdscratch.errors import ConfigError
+from sdscratch.interop.diffusers_folder import UNET_WEIGHTS
+from sdscratch.run_folder import RunFolder
+from sdscratch.serving.app import create_app
+from sdscratch.serving.models import Served, Shelf
+
+WISH = {"prompt": "a red circle", "steps": 2, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, one of a curriculum, one whose weights are damaged, one that is not finished."""
+    root = tmp_path_factory.mktemp("shelf") / "runs"
+    for name in ("one", "mini/p1", "damaged"):
+        shutil.copytree(tiny_run.path, root / name)
+    shutil.rmtree(root / "mini/p1" / "checkpoints")
+    weights = root / "damaged" / "model" / UNET_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    (root / "unfinished" / "checkpoints").mkdir(parents=True)
+    return root
+
+
+@pytest.fixture
+def client(runs: Path):
+    with client_of(create_app(engine_of(runs / "one", runs))) as client:
+        yield client
+
+
+def current(client: TestClient) -> list[str]:
+    return [model["id"] for model in client.get("/models").json() if model["current"]]
+
+
+def test_the_shelf_is_the_named_model_and_every_finished_run(client):
+    models = {model["id"]: model for model in client.get("/models").json()}
+    assert set(models) == {"one", "mini/p1", "damaged"} and current(client) == ["one"]
+    assert models["one"] == {"id": "one", "kind": "run", "weights": ["ema", "raw"], "current": True}
+    assert models["mini/p1"]["weights"] == ["ema"]
+
+
+def test_a_model_from_elsewhere_is_named_without_its_path(tiny_run, tmp_path, runs):
+    folder = shutil.copytree(tiny_run.model_folder, tmp_path / "mine")
+    entry = Shelf(str(folder), runs).first
+    assert (entry.id, entry.kind, entry.weights) == ("mine", "folder", ["ema"])
+
+
+def test_another_model_and_other_weights_draw_from_then_on(client):
+    before = client.post("/generate", json=WISH).json()
+    assert client.put("/models/current", json={"id": "one", "weights": "raw"}).json()["weights"] == ["raw", "ema"]
+    raw = client.post("/generate", json=WISH).json()
+    assert raw["weights"] == "raw" and raw["images"] != before["images"]
+    assert client.put("/models/current", json={"id": "mini/p1"}).status_code == 200
+    after = client.post("/generate", json=WISH).json()
+    assert current(client) == ["mini/p1"] and after["model"] == "mini/p1"
+    assert same(picture(after["image"]), picture(before["image"]))
+    refused = client.post("/generate", json={**WISH, "weights": "raw"})
+    assert refused.status_code == 422 and refused.json()["field"] == "weights"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(client):
+    for choice in ({"id": "damaged"}, {"id": "mini/p1", "weights": "raw"}):
+        answer = client.put("/models/current", json=choice)
+        assert answer.status_code == 409 and str(Path.cwd().anchor + "tmp") not in answer.text
+    assert current(client) == ["one"] and client.post("/generate", json=WISH).status_code == 200
+
+
+@pytest.mark.parametrize("id", ["nothing", "../one", "/etc", "unfinished", "hf:a/b", "one/../one", "a/b", "\x00"])
+def test_only_what_is_on_the_shelf_can_be_asked_for(client, id):
+    answer = client.put("/models/current", json={"id": id})
+    assert answer.status_code == 404 and answer.json()["field"] == "id"
+
+
+def test_weights_that_there_are_not_are_refused_before_anything_is_loaded(tiny_run, runs):
+    entry = Shelf(str(tiny_run.model_folder), runs).first
+    with pytest.raises(ConfigError, match="weights=raw, but model has ema only"):
+        Served(entry, "raw", "cpu")
