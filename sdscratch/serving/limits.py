@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from sdscratch.errors import check_whole
+from sdscratch.errors import check_number, check_whole
 from sdscratch.pipeline import SamplingDefaults, Weights
 from sdscratch.serving.problems import SEE_RANGES, Problem
 from sdscratch.serving.schemas import (
