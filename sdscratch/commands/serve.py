@@ -35,7 +35,8 @@ def run(cfg: DictConfig) -> None:
     from sdscratch.serving.models import Shelf
 
     shelf = Shelf(str(cfg.model), Path(cfg.paths.runs))
-    engine = Engine(shelf, build(cfg.limits), cfg.weights, cfg.device, cfg.queue, cfg.grace)
+    chosen = {name: cfg[name] for name in ("weights", "device", "dtype", "queue", "grace")}
+    engine = Engine(shelf, build(cfg.limits), **chosen)
     app = create_app(engine, token, OmegaConf.to_container(cfg.cors), cfg.fixed_model)  # type: ignore[arg-type]
     Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
+
+from torch import Tensor
 
 from sdscratch import __version__
 from sdscratch.serving.jobs import Job
 from sdscratch.serving.models import Served
-from sdscratch.serving.pictures import png_uri
+from sdscratch.serving.pictures import jpeg_uri, png_uri
 from sdscratch.serving.schemas import Parameters
+
+BETWEEN_PREVIEWS = 0.1  # seconds: nobody sees more of them
 
 
 class Unwanted(Exception):
@@ -22,12 +27,17 @@ def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> tuple[
     report: called after each step with how many are done, and a preview or "".
     Raises Unwanted after the step during which the job was cancelled.
     """
-    wanted = job.parameters
+    wanted, last_preview = job.parameters, 0.0
 
-    def after_step(done: int, total: int) -> None:
+    def after_step(step: int, steps: int, estimate: Tensor) -> None:
+        nonlocal last_preview
         if job.unwanted.is_set():
             raise Unwanted
-        report(done * wanted.steps // total, "")
+        preview = ""
+        if job.watchers and time.monotonic() - last_preview > BETWEEN_PREVIEWS:
+            last_preview = time.monotonic()
+            preview = jpeg_uri(served.preview(estimate))
+        report(step, preview)
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
@@ -39,10 +49,11 @@ def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> tuple[
             guidance_rescale=wanted.guidance_rescale,
             sampler=wanted.sampler,
             seed=wanted.seed,
-            size=wanted.width,
+            height=wanted.height,
+            width=wanted.width,
             weights=wanted.weights,
             batch_size=wanted.n,
-            progress=after_step,
+            on_step=after_step,
         )
     pictures = [png_uri(image, _about(wanted, i, served.entry.id)) for i, image in enumerate(images)]
     return pictures, [*_unread(served, wanted), *(str(warning.message) for warning in warned)]
@@ -70,7 +81,8 @@ def _about(wanted: Parameters, number: int, model: str) -> dict[str, object]:
         "num_inference_steps": wanted.steps,
         "guidance_scale": wanted.cfg_scale,
         "sampler": wanted.sampler,
-        "size": f"{wanted.width}x{wanted.height}",
+        "height": wanted.height,
+        "width": wanted.width,
         "negative_prompt": wanted.negative_prompt,
         "guidance_rescale": wanted.guidance_rescale,
         "weights": wanted.weights,

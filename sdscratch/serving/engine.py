@@ -35,12 +35,21 @@ class Engine:
     """
 
     def __init__(
-        self, shelf: Shelf, limits: Limits, weights: Weights, device: str | None, queue: int, grace: float
+        self,
+        shelf: Shelf,
+        limits: Limits,
+        *,
+        weights: Weights,
+        device: str | None,
+        dtype: str,
+        queue: int,
+        grace: float,
     ) -> None:
         self.shelf, self.limits = shelf, limits
         self.status: Literal["loading", "ready", "stopping", "failed"] = "loading"
         self.failure: Exception | None = None
-        self._weights, self._device, self._queue, self._grace = weights, device, queue, grace
+        self._weights, self._queue, self._grace = weights, queue, grace
+        self._load = partial(Served, device=device, dtype=dtype)
         self._served: Served | None = None
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
@@ -124,7 +133,7 @@ class Engine:
         """Draw with another model as soon as the present drawing is done. Raises Problem, and keeps the old one."""
         async with self._free:
             try:
-                self._served = await self._in_thread(partial(Served, entry, weights, self._device))
+                self._served = await self._in_thread(partial(self._load, entry, weights))
             except SdscratchError as error:
                 log.warning("%s", error)
                 raise Problem(409, f"{entry.id} cannot be loaded", "id", "the log of the server says why") from error
@@ -132,7 +141,7 @@ class Engine:
     async def _load_and_draw(self) -> None:
         try:
             first = self.shelf.first
-            self._served = await self._in_thread(partial(Served, first, self._weights, self._device))
+            self._served = await self._in_thread(partial(self._load, first, self._weights))
         except Exception as error:
             self.status, self.failure = "failed", error
             return

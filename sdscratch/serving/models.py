@@ -36,39 +36,47 @@ class Shelf:
         return self._entry(self._model)
 
     def entries(self) -> list[Entry]:
-        """As they are now: runs finish while a server runs."""
-        found = {self.first.id: self.first}
-        for pattern in (f"*/model/{INDEX}", f"*/*/model/{INDEX}"):
-            for index in sorted(self.runs.glob(pattern)):
-                entry = self._entry(str(index.parents[1]))
-                found.setdefault(entry.id, entry)
-        return list(found.values())
+        """As they are now: runs go on while a server runs."""
+        found = [self.first]
+        for pattern in ("*/state.json", "*/*/state.json"):
+            for state in sorted(self.runs.glob(pattern)):
+                run = RunFolder(state.parent)
+                if (run.model_folder / INDEX).is_file():
+                    found.append(self._entry(run.path))
+                if run.state().get("stage") == "LatentDiffusion":
+                    found.extend(self._entry(checkpoint.path) for checkpoint in run.checkpoints())
+        return [*{entry.id: entry for entry in reversed(found)}.values()][::-1]
 
     def find(self, id: str) -> Entry | None:
         """None where there is none, or none any more."""
         return next((entry for entry in self.entries() if entry.id == id), None)
 
-    def _entry(self, model: str) -> Entry:
-        path, run = Path(model), RunFolder(model)
+    def _entry(self, model: str | Path) -> Entry:
+        path = Path(model)
         if not path.exists():
-            return Entry(model, model, "hub", ["ema"])
+            return Entry(str(model), str(model), "hub", ["ema"])
         inside = path.resolve().is_relative_to(self.runs.resolve())
         id = path.resolve().relative_to(self.runs.resolve()).as_posix() if inside else path.resolve().name
+        both: list[Weights] = ["ema", "raw"]
         if path.is_file():
-            return Entry(id, model, "checkpoint" if path.suffix == ".ckpt" else "file", ["ema"])
-        weights: list[Weights] = ["ema", "raw"] if run.checkpoints() else ["ema"]
-        return Entry(id, model, "run" if run.holds_a_run() else "folder", weights)
+            return (
+                Entry(id, str(path), "checkpoint", both)
+                if path.suffix == ".ckpt"
+                else Entry(id, str(path), "file", ["ema"])
+            )
+        run = RunFolder(path)
+        return Entry(id, str(path), "run" if run.holds_a_run() else "folder", both if run.checkpoints() else ["ema"])
 
 
 class Served:
     """A model that is loaded, with what belongs to it."""
 
-    def __init__(self, entry: Entry, weights: Weights, device: str | None) -> None:
+    def __init__(self, entry: Entry, weights: Weights, device: str | None, dtype: str = "fp32") -> None:
         """weights: what requests get that do not say. Raises SdscratchError where it cannot be drawn with."""
         if weights not in entry.weights:
             raise ConfigError(f"weights={weights}, but {entry.id} has {' and '.join(entry.weights)} only")
         self.entry, self.weights = entry, weights
-        self.pipe = TextToImage.from_pretrained(entry.path, device)
+        self.pipe = TextToImage.from_pretrained(entry.path, device, dtype)
         self.pipe.network(weights)
         self.factor = downsampling_factor(self.pipe.encoders.vae)
         self.preview = Preview(self.pipe.encoders, self.factor)

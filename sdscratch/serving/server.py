@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
                 http=partial(PatientForAWhile, patience=engine.limits.read_seconds),  # type: ignore[arg-type]
                 ws="none",
                 backlog=BACKLOG,
-                log_level="warning",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(grace) + 5,

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ QUEUE = 4
 PNG = "data:image/png;base64,"
 
 
-def engine_of(model: Path, runs: Path, **settings: Any) -> Engine:
-    defaults = {"weights": "ema", "device": "cpu", "queue": QUEUE, "grace": 5.0}
-    return Engine(Shelf(str(model), runs), Limits(max_steps=ENDLESS), **{**defaults, **settings})
+def engine_of(model: Path, runs: Path, limits: Mapping[str, Any] | None = None, **settings: Any) -> Engine:
+    defaults = {"weights": "ema", "device": "cpu", "dtype": "fp32", "queue": QUEUE, "grace": 5.0}
+    return Engine(
+        Shelf(str(model), runs), Limits(**{"max_steps": ENDLESS, **(limits or {})}), **{**defaults, **settings}
+    )
 
 
 @contextmanager

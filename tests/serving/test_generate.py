@@ -15,7 +15,7 @@ PROMPT = "a red circle"
     [
         {"steps": 3},
         {"steps": 3, "n": 3, "cfg_scale": 6.0, "sampler": "heun", "negative_prompt": "a green square"},
-        {"steps": 2, "weights": "raw", "guidance_rescale": 0.5, "sampler": "ddpm", "width": 36, "height": 36},
+        {"steps": 2, "weights": "raw", "guidance_rescale": 0.5, "sampler": "ddpm", "width": 36, "height": 28},
     ],
     ids=["one", "several", "raw"],
 )
@@ -27,7 +27,8 @@ def test_pictures_are_those_that_the_pipeline_draws(client, pipe, wish):
         num_inference_steps=wish["steps"],
         guidance_scale=wish.get("cfg_scale"),
         **{name: wish[name] for name in ("sampler", "negative_prompt", "weights", "guidance_rescale") if name in wish},
-        size=wish.get("width"),
+        width=wish.get("width"),
+        height=wish.get("height"),
     )
     assert answer["image"] == answer["images"][0]
     assert [same(picture(uri), image) for uri, image in zip(answer["images"], drawn, strict=True)] == [True] * len(

@@ -43,7 +43,10 @@ def current(client: TestClient) -> list[str]:
 
 def test_the_shelf_is_the_named_model_and_every_finished_run(client):
     models = {model["id"]: model for model in client.get("/models").json()}
-    assert set(models) == {"one", "mini/p1", "damaged"} and current(client) == ["one"]
+    checkpoints = {id for id in models if id.endswith(".ckpt")}
+    assert set(models) - checkpoints == {"one", "mini/p1", "damaged"} and current(client) == ["one"]
+    assert {id.partition("/")[0] for id in checkpoints} == {"one", "damaged"}
+    assert {models[id]["kind"] for id in checkpoints} == {"checkpoint"}
     assert models["one"] == {"id": "one", "kind": "run", "weights": ["ema", "raw"], "current": True}
     assert models["mini/p1"]["weights"] == ["ema"]
 
@@ -63,6 +66,10 @@ def test_another_model_and_other_weights_draw_from_then_on(client):
     after = client.post("/generate", json=WISH).json()
     assert current(client) == ["mini/p1"] and after["model"] == "mini/p1"
     assert same(picture(after["image"]), picture(before["image"]))
+    checkpoint = max(model["id"] for model in client.get("/models").json() if model["id"].startswith("one/checkpoints"))
+    assert client.put("/models/current", json={"id": checkpoint, "weights": "raw"}).status_code == 200
+    assert same(picture(client.post("/generate", json=WISH).json()["image"]), picture(raw["image"]))
+    assert client.put("/models/current", json={"id": "mini/p1"}).status_code == 200
     refused = client.post("/generate", json={**WISH, "weights": "raw"})
     assert refused.status_code == 422 and refused.json()["field"] == "weights"
 
