@@ -46,6 +46,21 @@ def browser() -> Iterator[playwright.Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def run(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The tiny run, to write in, with pictures of a second step."""
+    run = RunFolder(shutil.copytree(tiny_run.path, tmp_path_factory.mktemp("runs") / "tiny"))
+    shutil.copytree(run.path / "samples" / "step_00000030", run.path / "samples" / "step_00000010", dirs_exist_ok=True)
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(run: RunFolder) -> Iterator[Server]:
+    engine = engine_of(run.path, run.path.parent)
+    with live(create_app(engine), engine) as server:
+        yield server
+
+
 @pytest.fixture
 def open_page(browser: playwright.Browser, server: Server) -> Iterator[Open]:
     """A page in a browser that has never been here, when it is ready to draw. Nothing may go wrong in its scripts unseen."""
@@ -232,8 +247,8 @@ def test_a_wait_in_the_queue_is_shown(open_page, caller):
     expect_pictures(page, 1)
 
 
-def test_a_token_is_asked_for_and_a_server_that_stops_says_so(tiny_run: RunFolder, open_page):
-    engine = engine_of(tiny_run.path, tiny_run.path.parent)
+def test_a_token_is_asked_for_and_a_server_that_stops_says_so(run, open_page):
+    engine = engine_of(run.path, run.path.parent)
     with live(create_app(engine, token="open sesame"), engine) as server:
         page = open_page(base=server.address, ready=False)
         for token in ("guessed", "open sesame"):
@@ -306,21 +321,20 @@ def test_nothing_jumps_while_a_picture_is_drawn(open_page):
     assert page.evaluate("window.jumps") < 0.02
 
 
-def test_the_page_of_runs_shows_curves_and_pictures(open_page, tiny_run: RunFolder):
+def test_the_page_of_runs_shows_pictures_and_curves_that_grow(open_page, run):
     page = open_page(address="#runs")
     expect(page.locator("#run h2")).to_have_text("tiny", timeout=PATIENCE)
     assert page.url.endswith("#runs/tiny")
-    titles = page.locator(".chart h3").all_text_contents()
-    assert titles[:2] == ["Loss", "Loss by timestep"]
+    assert page.locator(".chart h3").all_text_contents()[:2] == ["Loss", "Loss by timestep"]
     assert page.locator(".chart").nth(1).locator(".keys span").count() == 4
-    last = tiny_run.read_metrics()[-1]["train/loss"]
-    loss = re.compile(f"Loss: training {last:.3g}, validation")
-    expect(page.locator(".chart svg").first).to_have_attribute("aria-label", loss)
-    slider = page.locator(".samples input")
-    slider.focus()
+    page.locator(".samples input").focus()
     page.keyboard.press("Home")
     expect(page.locator(".samples output")).to_have_text("step 10")
     assert natural_size(page, ".samples img")[0] > 32
+    run.append_metrics({"step": 40, "train/loss": 0.125})
+    expect(page.locator(".chart svg").first).to_have_attribute(
+        "aria-label", re.compile("training 0.125"), timeout=PATIENCE
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
