@@ -310,15 +310,17 @@ def test_a_phone_has_all_of_it_with_the_settings_in_a_drawer(open_page, width):
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_nothing_jumps_while_a_picture_is_drawn(open_page):
-    page = open_page()
+@pytest.mark.parametrize("size", [LAPTOP, (390, 844)])
+def test_nothing_jumps_while_pictures_are_drawn(open_page, size):
+    page = open_page(size)
     page.evaluate(
         "() => { window.jumps = 0; new PerformanceObserver((list) => { for (const jump of list.getEntries()) "
         "if (!jump.hadRecentInput) window.jumps += jump.value }).observe({ type: 'layout-shift', buffered: true }) }"
     )
-    draw(page, steps="60")
-    expect_pictures(page, 1)
-    assert page.evaluate("window.jumps") < 0.02
+    for count in (1, 2):
+        draw(page)
+        expect_pictures(page, count)
+    assert page.evaluate("window.jumps") < 0.02  # what is called good is below 0.1
 
 
 def test_the_page_of_runs_shows_pictures_and_curves_that_grow(open_page, run):

@@ -74,12 +74,12 @@ const ON = {
     stage.preview(preview, wanted);
   },
   lost: () => stage.progress("The server does not answer; trying again", null),
-  async done({ id, images, parameters, model, generation_time_s: seconds }) {
+  async done({ id, images, parameters, notes, model, generation_time_s: seconds }) {
     const now = Date.now();
     form.nextSeed();
     stage.say(images.length === 1 ? "The picture is drawn" : `${images.length} pictures are drawn`);
     await gallery.add(images.map((image, i) => (
-      { id: `${id}-${i}`, image, at: now, parameters: { ...parameters, seed: parameters.seed + i, model, seconds } }
+      { id: `${id}-${i}`, image, at: now, parameters: { ...parameters, seed: parameters.seed + i, model, seconds, notes } }
     )));
   },
   failed(problem) {

@@ -2,6 +2,7 @@
 
 import { Refusal, get, put } from "./api.js";
 import * as notice from "./notice.js";
+import { modelName } from "./picture.js";
 
 const EVERY = 5000; // ms
 const health = document.getElementById("health");
@@ -43,12 +44,14 @@ async function look() {
 
 async function models() {
   const known = await get("models");
-  model.replaceChildren(...known.map(({ id, current }) => new Option(id, id, current, current)));
+  model.replaceChildren(...known.map(({ id, current }) => new Option(modelName(id), id, current, current)));
   model.disabled = known.length < 2;
 }
 
 async function choose(id, connected) {
   model.disabled = true;
+  health.dataset.state = "busy";
+  health.textContent = "Loading";
   try {
     await put("models/current", { id });
     await connected();

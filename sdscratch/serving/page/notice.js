@@ -12,7 +12,7 @@ export function clear() {
 // refusal: {status, message, field, hint, seconds}, of a request or of a drawing that failed.
 export function show(refusal) {
   if (refusal.field && showFault(refusal)) return;
-  const wait = refusal.seconds ? `Try again in ${refusal.seconds} s.` : null;
-  place.dataset.kind = wait ? "wait" : "error";
-  place.textContent = [sentence(refusal.message), sentence(refusal.hint), wait].filter(Boolean).join(" ");
+  const hint = refusal.seconds ? `Try again in ${refusal.seconds} s` : refusal.hint;
+  place.dataset.kind = refusal.seconds ? "wait" : "error";
+  place.textContent = [refusal.message, hint].filter(Boolean).map(sentence).join(" ");
 }

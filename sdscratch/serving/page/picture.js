@@ -9,6 +9,9 @@ export function put(place, image, { width, height }, alt) {
 
 export const named = ({ prompt, seed }) => `${prompt}, seed ${seed}`;
 
+// A model's id for people: quickstart/checkpoints/step_00000500.ckpt is quickstart, step 500.
+export const modelName = (id) => id.replace(/\/checkpoints\/step_0*(\d+)\.ckpt$/, ", step $1");
+
 export function inWords({ seed, steps, cfg_scale, guidance_rescale, sampler, width, height, weights, negative_prompt, model, seconds }) {
   const facts = [
     `seed ${seed}`,
@@ -18,7 +21,7 @@ export function inWords({ seed, steps, cfg_scale, guidance_rescale, sampler, wid
     sampler,
     `${width} × ${height}`,
     weights,
-    model,
+    model ? modelName(model) : null,
     seconds == null ? null : `${seconds.toFixed(1)} s`,
     negative_prompt ? `away from “${negative_prompt}”` : null,
   ].filter(Boolean);

@@ -28,6 +28,7 @@ async function watch(name, signal) {
       const runs = await get("runs", signal);
       if (!name && runs.length) return location.replace(`#runs/${runs[0].name}`);
       showList(runs, name);
+      if (!view) list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
       const run = runs.find((each) => each.name === name);
       if (!run) {
         say(name ? `There is no run ${name}.` : "No run has been trained here yet.", "sdscratch train, or sdscratch quickstart, starts one.");
@@ -38,7 +39,7 @@ async function watch(name, signal) {
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof Refusal)) throw error;
-      if (!view) say(sentence(error.message), sentence(error.hint));
+      if (!view) say(sentence(error.message), sentence(error.hint ?? ""));
     }
     await new Promise((resolve) => setTimeout(resolve, EVERY));
   }

@@ -1,5 +1,6 @@
 // The picture: the one that is being drawn, or the one that is chosen, with what it was drawn with.
 
+import { sentence } from "./notice.js";
 import { inWords, named, put } from "./picture.js";
 
 const at = (id) => document.getElementById(id);
@@ -7,24 +8,27 @@ const at = (id) => document.getElementById(id);
 // entry: as the store has it, or null where there is none.
 export function show(entry) {
   at("stage").dataset.state = entry ? "shown" : "empty";
-  at("about").hidden = at("picture").hidden = !entry;
+  at("picture").hidden = !entry;
   if (!entry) return;
   place(entry.image, entry.parameters, named(entry.parameters));
   at("about-prompt").textContent = entry.parameters.prompt;
   at("about-settings").textContent = inWords(entry.parameters);
+  at("about-notes").textContent = (entry.parameters.notes ?? []).map(sentence).join(" ");
 }
 
 // A drawing begins: noise, until there is more to see.
 export function begin(parameters) {
   at("stage").dataset.state = "drawing";
-  at("picture").hidden = at("about").hidden = true;
+  at("picture").hidden = true;
   shape(parameters);
   progress("Asking", null);
 }
 
 // image: data URI, or null to leave what is there. Whoever looks at another picture meanwhile is left in peace.
 export function preview(image, parameters) {
-  if (image && at("stage").dataset.state === "drawing") place(image, parameters, "The picture being drawn");
+  if (!image || at("stage").dataset.state !== "drawing") return;
+  place(image, parameters, "The picture being drawn");
+  at("picture").classList.remove("crisp"); // a pixel for each latent: out of focus rather than in blocks
 }
 
 // part: of the steps, in [0, 1]; null: not known yet.
