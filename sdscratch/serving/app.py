@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from sdscratch import __version__
 from sdscratch.diffusion.samplers import SAMPLERS
 from sdscratch.serving.engine import Engine
-from sdscratch.serving.guard import CarefulHeaders, Token, WholeBody
+from sdscratch.serving.guard import CarefulHeaders, NoRoom, Token, WholeBody
 from sdscratch.serving.jobs import Job, JobBook
 from sdscratch.serving.models import Served
 from sdscratch.serving.problems import Problem, ProblemBody, answer_problems
@@ -64,6 +64,7 @@ def create_app(engine: Engine, token: str | None = None, cors: list[str] | None 
         responses={status: {"model": ProblemBody, "description": what} for status, what in ANSWERS.items()},
     )
     answer_problems(app)
+    app.add_middleware(NoRoom, refusal=engine.refusal)  # the first that is added is the last that is asked
     app.add_middleware(Token, token=token)
     if cors:
         app.add_middleware(

@@ -66,7 +66,7 @@ class Engine:
         """Take nothing more, send away who waits, and let what is being drawn end in its time of grace, or at_once."""
         self.status = "stopping"
         while self._waiting:
-            self._waiting.popleft().fail(self._stopping())
+            self._waiting.popleft().fail(Problem(503, "the server is stopping", hint="try again in a while"))
         if self._running is not None:
             self._loop.call_later(0 if at_once else self._grace, self.cancel, self._running)
 
@@ -88,7 +88,7 @@ class Engine:
     def served(self) -> Served:
         """The model that is drawn with. Raises Problem, 503, while there is none."""
         if self._served is None:
-            raise Problem(503, "the model is being loaded", hint="try again in a moment", retry_after=2)
+            raise _loading()
         return self._served
 
     @property
@@ -106,15 +106,23 @@ class Engine:
             model=served.entry.id if served else None,
         )
 
-    def submit(self, wish: Wish) -> Job:
-        """Put it in the queue. Raises Problem: 422 for what cannot be drawn, 429 with a full queue, 503 while not ready."""
-        served = self.served
+    def refusal(self) -> Problem | None:
+        """Why nothing can be asked for just now, whatever it is: 503 while not ready, 429 with a full queue."""
+        if self._served is None:
+            return _loading()
         if self.status != "ready":
-            raise self._stopping()
-        parameters = self.limits.settle(wish, served.pipe.defaults, served.factor, served.usable_weights)
+            return Problem(503, "the server is stopping", hint="try again in a while", retry_after=10)
         if len(self._waiting) >= self._queue:
             wait = min(math.ceil(self._seconds_each * self.jobs), LONGEST_WAIT)
-            raise Problem(429, "too many are waiting already", hint=f"try again in {wait} s", retry_after=wait)
+            return Problem(429, "too many are waiting already", hint=f"try again in {wait} s", retry_after=wait)
+        return None
+
+    def submit(self, wish: Wish) -> Job:
+        """Put it in the queue. Raises Problem: a refusal, or 422 for what cannot be drawn."""
+        if problem := self.refusal():
+            raise problem
+        served = self.served
+        parameters = self.limits.settle(wish, served.pipe.defaults, served.factor, served.usable_weights)
         job = Job(parameters, self.jobs)
         self._waiting.append(job)
         self._come.set()
@@ -186,8 +194,9 @@ class Engine:
         for position, job in enumerate(self._waiting, self._running is not None):
             job.move_to(position)
 
-    def _stopping(self) -> Problem:
-        return Problem(503, "the server is stopping", hint="try again in a while", retry_after=10)
+
+def _loading() -> Problem:
+    return Problem(503, "the model is being loaded", hint="try again in a moment", retry_after=2)
 
 
 def _problem(error: Exception) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from secrets import compare_digest
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdscratch.serving.problems import Problem
 
+WISHES = ("/generate", "/jobs")
 MAX_BODY = 64 * 1024
 OPEN_PATHS = ("/", "/health", "/config")
 OPEN_FOLDER = "/page/"
@@ -89,6 +91,19 @@ class Token:
 def _is_open(scope: Scope) -> bool:
     path: str = scope["path"]
     return path in OPEN_PATHS or (path.startswith(OPEN_FOLDER) and ".." not in path)
+
+
+class NoRoom:
+    """Refuses wishes while none can be taken, before anyone has looked at them: that costs next to nothing."""
+
+    def __init__(self, app: ASGIApp, refusal: Callable[[], Problem | None]) -> None:
+        self.app, self.refusal = app, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_wish = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in WISHES
+        if is_wish and (problem := self.refusal()):
+            return await problem.response()(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 class CarefulHeaders:

@@ -10,17 +10,18 @@ from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sdscratch.console import say
 from sdscratch.errors import ConfigError
 from sdscratch.serving.engine import Engine
 
 BACKLOG = 2048
+MAX_HEAD = 64 * 1024
 
 
-class PatientForAWhile(H11Protocol):
-    """HTTP/1.1 that closes a connection on which no whole request head has come within `patience` seconds.
+class PatientForAWhile(HttpToolsProtocol):
+    """HTTP/1.1 that closes a connection on which a request's head is not whole within `patience` seconds, or is too long.
 
     uvicorn has a limit for connections that say nothing between requests, and none for those that say it slowly.
     """
@@ -28,6 +29,7 @@ class PatientForAWhile(H11Protocol):
     def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.patience, self.deadline = patience, cast(asyncio.TimerHandle | None, None)
+        self.head_size = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -35,19 +37,24 @@ class PatientForAWhile(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._watch(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
+    def _watch(self, size: int = 0) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()  # a request is being answered; WholeBody sees to its body
+            return
+        self.head_size += size
+        if self.head_size > MAX_HEAD:
+            self.timeout_keep_alive_handler()
         elif self.deadline is None:
             self.deadline = self.loop.call_later(self.patience, self.timeout_keep_alive_handler)
 
     def _forget(self) -> None:
+        self.head_size = 0
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
