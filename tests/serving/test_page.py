@@ -40,6 +40,7 @@ expect = playwright.expect
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
+    playwright.expect.set_options(timeout=PATIENCE)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -77,8 +78,8 @@ def open_page(browser: playwright.Browser, server: Server) -> Iterator[Open]:
         page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
         page.goto(f"{base}/{address}")
         if ready:
-            expect(page.locator("#health")).to_have_attribute("data-state", re.compile("ready|busy"), timeout=PATIENCE)
-            expect(page.locator("#model")).to_have_value("tiny", timeout=PATIENCE)
+            expect(page.locator("#health")).to_have_attribute("data-state", re.compile("ready|busy"))
+            expect(page.locator("#model")).to_have_value("tiny")
         return page
 
     yield open_page
@@ -95,7 +96,7 @@ def draw(page: playwright.Page, prompt: str = "a red circle", **fields: str) -> 
 
 
 def expect_pictures(page: playwright.Page, count: int) -> None:
-    expect(page.locator("#tiles img")).to_have_count(count, timeout=PATIENCE)
+    expect(page.locator("#tiles img")).to_have_count(count)
 
 
 def natural_size(page: playwright.Page, picture: str) -> list[int]:
@@ -166,7 +167,7 @@ def test_a_seed_is_kept_when_locked_and_another_when_not(open_page):
 def test_a_drawing_shows_its_steps_and_what_it_becomes_and_can_be_cancelled(open_page):
     page = open_page()
     draw(page, steps=str(ENDLESS))
-    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}", timeout=PATIENCE)
+    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}")
     expect(page.locator("#picture")).to_be_visible(timeout=PATIENCE)
     page.click("#cancel")
     expect(page.locator("#progress")).to_be_hidden(timeout=PATIENCE)
@@ -181,9 +182,9 @@ def test_a_reload_finds_the_drawing_under_way_and_the_pictures_drawn(open_page):
     draw(page)
     expect_pictures(page, 1)
     draw(page, "a blue ring", steps=str(ENDLESS))
-    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}", timeout=PATIENCE)
+    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}")
     page.reload()
-    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}", timeout=PATIENCE)
+    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}")
     assert (page.input_value("#prompt"), page.input_value("#steps")) == ("a blue ring", str(ENDLESS))
     page.click("#cancel")
     expect(page.locator("#progress")).to_be_hidden(timeout=PATIENCE)
@@ -209,7 +210,7 @@ def test_a_drawing_that_ends_while_nobody_looks_is_there_afterwards(open_page, c
 def test_a_value_that_does_not_fit_is_said_at_its_field(open_page):
     page = open_page()
     draw(page, steps="99999")
-    expect(page.locator("#steps-fault")).to_have_text(f"Expected 1 to {ENDLESS}", timeout=PATIENCE)
+    expect(page.locator("#steps-fault")).to_have_text(f"Expected 1 to {ENDLESS}")
     expect(page.locator("#steps")).to_be_focused()
     assert page.get_attribute("#steps", "aria-describedby") == "steps-fault"
     draw(page, "", steps="4")
@@ -221,13 +222,13 @@ def test_a_value_that_does_not_fit_is_said_at_its_field(open_page):
 
 
 def test_a_body_too_large_a_full_queue_and_a_server_gone_are_told_apart(open_page, caller):
-    page, notice = open_page(), lambda text: expect(page.locator("#notice")).to_contain_text(text, timeout=PATIENCE)
+    page, notice = open_page(), lambda text: expect(page.locator("#notice")).to_contain_text(text)
     draw(page, "x" * 100_000)
     notice("The body is")
     page.context.set_offline(True)
     draw(page)
     notice("The server does not answer.")
-    expect(page.locator("#health")).to_have_text("No answer", timeout=PATIENCE)
+    expect(page.locator("#health")).to_have_text("No answer")
     page.context.set_offline(False)
     body = {"prompt": "a red circle", "steps": ENDLESS}
     jobs = [caller.post("/jobs", json=body).json()["id"] for _ in range(QUEUE + 1)]
@@ -242,7 +243,7 @@ def test_a_wait_in_the_queue_is_shown(open_page, caller):
     page = open_page()
     job = caller.post("/jobs", json={"prompt": "a red circle", "steps": ENDLESS}).json()["id"]
     draw(page)
-    expect(page.locator("#progress-text")).to_have_text("1 before yours", timeout=PATIENCE)
+    expect(page.locator("#progress-text")).to_have_text("1 before yours")
     caller.delete(f"/jobs/{job}")
     expect_pictures(page, 1)
 
@@ -254,13 +255,13 @@ def test_a_token_is_asked_for_and_a_server_that_stops_says_so(run, open_page):
         for token in ("guessed", "open sesame"):
             page.fill("#token-value", token)
             page.keyboard.press("Enter")
-        expect(page.locator("#model")).to_have_value("tiny", timeout=PATIENCE)
+        expect(page.locator("#model")).to_have_value("tiny")
         expect(page.locator("#token")).to_be_hidden()
         draw(page)
         expect_pictures(page, 1)
         engine.stop_soon()
         draw(page)
-        expect(page.locator("#notice")).to_contain_text("The server is stopping", timeout=PATIENCE)
+        expect(page.locator("#notice")).to_contain_text("The server is stopping")
 
 
 # Looking
@@ -274,7 +275,7 @@ def test_the_keyboard_is_enough(open_page):
         page.keyboard.press("Control+A")
         page.keyboard.type(prompt)
         page.keyboard.press("Enter")
-        expect(page.locator("#about-prompt")).to_have_text(prompt, timeout=PATIENCE)
+        expect(page.locator("#about-prompt")).to_have_text(prompt)
     while page.evaluate("document.activeElement.id") != "expand":
         page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
@@ -290,6 +291,7 @@ def test_the_keyboard_is_enough(open_page):
     page.keyboard.press("ArrowRight")
     expect(page.locator("#comparison")).to_be_visible()
     assert page.locator("#differences th").all_text_contents()[0] == "Prompt"
+    assert_accessible(page)
 
 
 @pytest.mark.parametrize("width", [320, 390])
@@ -325,7 +327,7 @@ def test_nothing_jumps_while_pictures_are_drawn(open_page, size):
 
 def test_the_page_of_runs_shows_pictures_and_curves_that_grow(open_page, run):
     page = open_page(address="#runs")
-    expect(page.locator("#run h2")).to_have_text("tiny", timeout=PATIENCE)
+    expect(page.locator("#run h2")).to_have_text("tiny")
     assert page.url.endswith("#runs/tiny")
     assert page.locator(".chart h3").all_text_contents()[:2] == ["Loss", "Loss by timestep"]
     assert page.locator(".chart").nth(1).locator(".keys span").count() == 4
@@ -334,9 +336,7 @@ def test_the_page_of_runs_shows_pictures_and_curves_that_grow(open_page, run):
     expect(page.locator(".samples output")).to_have_text("step 10")
     assert natural_size(page, ".samples img")[0] > 32
     run.append_metrics({"step": 40, "train/loss": 0.125})
-    expect(page.locator(".chart svg").first).to_have_attribute(
-        "aria-label", re.compile("training 0.125"), timeout=PATIENCE
-    )
+    expect(page.locator(".chart svg").first).to_have_attribute("aria-label", re.compile("training 0.125"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

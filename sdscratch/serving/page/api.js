@@ -32,7 +32,7 @@ async function request(path, { method = "GET", body, signal } = {}) {
 async function refusal(answer) {
   const about = await answer.json().catch(() => ({}));
   const after = answer.headers.get("Retry-After");
-  return new Refusal(answer.status, about.error ?? `The server answered ${answer.status} ${answer.statusText}.`, {
+  return new Refusal(answer.status, about.error ?? about.status ?? `The server answered ${answer.status}.`, {
     field: about.field ?? null,
     hint: about.hint ?? null,
     seconds: after === null ? null : Number(after),

@@ -32,13 +32,12 @@ async function watch(connected) {
 // The state in a word, in words for people, and the name of the model that is ready, or null.
 async function look() {
   try {
-    const { status, device, queue, model: name } = await get("health");
-    if (status !== "ready") return { state: "busy", text: status, name: null };
+    const { device, queue, model: name } = await get("health");
     return queue ? { state: "busy", text: queue > 1 ? `Drawing, ${queue - 1} waiting` : "Drawing", name } : { state: "ready", text: `Ready on ${device}`, name };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 503) return { state: "busy", text: "Loading", name: null };
-    return { state: "gone", text: "No answer", name: null };
+    if (error.status === 0) return { state: "gone", text: "No answer", name: null };
+    return { state: "busy", text: notice.sentences(error.message), name: null }; // loading, stopping
   }
 }
 

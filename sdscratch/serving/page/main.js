@@ -5,7 +5,7 @@ import * as header from "./header.js";
 import * as runs from "./runs.js";
 
 function route() {
-  const [page, ...name] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const [page, ...name] = decoded(location.hash.slice(1)).split("/");
   const shown = page === "runs" ? "runs" : "draw";
   for (const main of document.querySelectorAll("main")) main.hidden = main.id !== shown;
   for (const link of document.querySelectorAll("header nav a")) {
@@ -14,6 +14,14 @@ function route() {
   }
   document.title = shown === "runs" ? "Runs · sdscratch" : "sdscratch";
   runs.show(shown === "runs" ? name.join("/") : null);
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody's own idea of an address
+  }
 }
 
 await draw.start();

@@ -3,7 +3,9 @@
 import { showFault } from "./form.js";
 
 const place = document.getElementById("notice");
-export const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+const ended = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
+export const sentences = (...texts) => texts.filter(Boolean).map(ended).join(" ");
 
 export function clear() {
   place.textContent = "";
@@ -14,5 +16,5 @@ export function show(refusal) {
   if (refusal.field && showFault(refusal)) return;
   const hint = refusal.seconds ? `Try again in ${refusal.seconds} s` : refusal.hint;
   place.dataset.kind = refusal.seconds ? "wait" : "error";
-  place.textContent = [refusal.message, hint].filter(Boolean).map(sentence).join(" ");
+  place.textContent = sentences(refusal.message, hint);
 }

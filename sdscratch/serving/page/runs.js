@@ -2,7 +2,7 @@
 
 import { Refusal, get } from "./api.js";
 import { charts } from "./charts.js";
-import { sentence } from "./notice.js";
+import { sentences } from "./notice.js";
 import { samples } from "./samples.js";
 
 const EVERY = 5000; // ms between looks at what training has written
@@ -21,34 +21,41 @@ export function show(name) {
 }
 
 async function watch(name, signal) {
-  const address = name.split("/").map(encodeURIComponent).join("/");
+  const address = addressOf(name);
   let view = null;
-  while (!signal.aborted) {
+  for (;;) {
     try {
-      const runs = await get("runs", signal);
-      if (!name && runs.length) return location.replace(`#runs/${runs[0].name}`);
-      showList(runs, name);
-      if (!view) list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
-      const run = runs.find((each) => each.name === name);
-      if (!run) {
-        say(name ? `There is no run ${name}.` : "No run has been trained here yet.", "sdscratch train, or sdscratch quickstart, starts one.");
-      } else if (!view || document.visibilityState === "visible") {
-        view = view?.isShown() ? view : build(run, address);
-        await view.update(run, signal);
-      }
+      if (!view || !document.hidden) view = await look(name, address, view, signal);
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof Refusal)) throw error;
-      if (!view) say(sentence(error.message), sentence(error.hint ?? ""));
+      if (!view) say(sentences(error.message), sentences(error.hint));
     }
     await new Promise((resolve) => setTimeout(resolve, EVERY));
+    if (signal.aborted) return;
   }
+}
+
+// Once, at what there is now. Returns the view of the run, or null where there is none.
+async function look(name, address, view, signal) {
+  const runs = await get("runs", signal);
+  if (!name && runs.length) return location.replace(`#runs/${addressOf(runs[0].name)}`), null;
+  showList(runs, name);
+  const run = runs.find((each) => each.name === name);
+  if (!run) {
+    say(name ? `There is no run ${name}.` : "No run has been trained here yet.", "sdscratch quickstart trains one in minutes.");
+    return null;
+  }
+  if (!view) list.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
+  const shown = view ?? build(run, address);
+  await shown.update(run, signal);
+  return shown;
 }
 
 function showList(runs, shown) {
   const focused = list.contains(document.activeElement) ? document.activeElement.hash : null;
   list.replaceChildren(...runs.map((run) => {
-    const link = element("a", { href: `#runs/${run.name}` });
+    const link = element("a", { href: `#runs/${addressOf(run.name)}` });
     if (run.name === shown) link.ariaCurrent = "page";
     const steps = run.max_steps && run.step < run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : `${count(run.step)} steps`;
     const words = [run.status, steps, ago(run.updated)].filter(Boolean).join(" · ");
@@ -83,7 +90,7 @@ function build(run, address) {
     await pictures.update(drawn);
     if (!title.isConnected && !signal.aborted) place.replaceChildren(title, figures, pictures.place, curves.place); // whole, so that nothing jumps
   }
-  return { isShown: () => title.isConnected, update };
+  return { update };
 }
 
 function showFigures(figures, run, series) {
@@ -107,6 +114,7 @@ function say(text, hint) {
   place.replaceChildren(element("h2", { textContent: text }), element("p", { className: "hint", textContent: hint }));
 }
 
+const addressOf = (name) => name.split("/").map(encodeURIComponent).join("/");
 const element = (name, properties) => Object.assign(document.createElement(name), properties);
 const count = (value) => value.toLocaleString("en");
 const number = (value) => value === undefined ? undefined : String(Number(value.toPrecision(3)));

@@ -1,6 +1,6 @@
 // The picture: the one that is being drawn, or the one that is chosen, with what it was drawn with.
 
-import { sentence } from "./notice.js";
+import { sentences } from "./notice.js";
 import { inWords, named, put } from "./picture.js";
 
 const at = (id) => document.getElementById(id);
@@ -13,7 +13,7 @@ export function show(entry) {
   place(entry.image, entry.parameters, named(entry.parameters));
   at("about-prompt").textContent = entry.parameters.prompt;
   at("about-settings").textContent = inWords(entry.parameters);
-  at("about-notes").textContent = (entry.parameters.notes ?? []).map(sentence).join(" ");
+  at("about-notes").textContent = sentences(...(entry.parameters.notes ?? []));
 }
 
 // A drawing begins: noise, until there is more to see.
