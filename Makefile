@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart curriculum-mini check browser test faults clean
+.PHONY: help install quickstart curriculum-mini check browser test faults soak clean
 
 help:
 	@echo "make install          make $(VENV) from requirements.lock"
@@ -14,6 +14,7 @@ help:
 	@echo "make browser          Chromium for the tests of the page, by apt-get, where it is missing; they are skipped without"
 	@echo "make test             the tests"
 	@echo "make faults           the fault tests in their long form, with their counts: hundreds of kills and damaged files"
+	@echo "make soak             the service under load in its long form: half an hour of callers, crowds, 5,000 made-up requests"
 	@echo "make clean            remove caches; runs/ and data/ stay"
 
 $(READY): requirements.lock pyproject.toml
@@ -47,6 +48,9 @@ test: $(READY)
 
 faults: $(READY)
 	SDS_FAULTS=long $(BIN)/python -m pytest tests/faults -v -s --timeout=3600
+
+soak: $(READY)
+	SDS_SOAK=long $(BIN)/python -m pytest tests/serving -v -s --timeout=7200
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist

@@ -179,6 +179,7 @@ def test_a_drawing_shows_its_steps_and_what_it_becomes_and_can_be_cancelled(open
 
 def test_a_reload_finds_the_drawing_under_way_and_the_pictures_drawn(open_page):
     page = open_page()
+    page.click("#theme")
     draw(page)
     expect_pictures(page, 1)
     draw(page, "a blue ring", steps=str(ENDLESS))
@@ -186,6 +187,7 @@ def test_a_reload_finds_the_drawing_under_way_and_the_pictures_drawn(open_page):
     page.reload()
     expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}")
     assert (page.input_value("#prompt"), page.input_value("#steps")) == ("a blue ring", str(ENDLESS))
+    assert page.get_attribute("html", "data-theme") == "dark"
     page.click("#cancel")
     expect(page.locator("#progress")).to_be_hidden(timeout=PATIENCE)
     expect_pictures(page, 1)
@@ -248,7 +250,7 @@ def test_a_wait_in_the_queue_is_shown(open_page, caller):
     expect_pictures(page, 1)
 
 
-def test_a_token_is_asked_for_and_a_server_that_stops_says_so(run, open_page):
+def test_a_token_is_asked_for_a_model_can_be_chosen_and_a_server_that_stops_says_so(run, open_page):
     engine = engine_of(run.path, run.path.parent)
     with live(create_app(engine, token="open sesame"), engine) as server:
         page = open_page(base=server.address, ready=False)
@@ -257,8 +259,11 @@ def test_a_token_is_asked_for_and_a_server_that_stops_says_so(run, open_page):
             page.keyboard.press("Enter")
         expect(page.locator("#model")).to_have_value("tiny")
         expect(page.locator("#token")).to_be_hidden()
+        page.select_option("#model", label="tiny, step 30")
+        expect(page.locator("#health")).to_have_attribute("data-state", "ready")
         draw(page)
         expect_pictures(page, 1)
+        expect(page.locator("#about-settings")).to_contain_text("tiny,\N{NO-BREAK SPACE}step\N{NO-BREAK SPACE}30")
         engine.stop_soon()
         draw(page)
         expect(page.locator("#notice")).to_contain_text("The server is stopping")

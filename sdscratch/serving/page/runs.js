@@ -81,13 +81,20 @@ function build(run, address) {
   const curves = charts();
   log.addEventListener("change", () => curves.scale(log.checked));
 
+  let seen = null; // when the run had last written, as far as this shows it
+  let series = {};
+
   async function update(now, signal) {
     status.textContent = now.status ?? "";
     status.dataset.status = now.status;
-    const [{ series }, drawn] = await Promise.all([get(`runs/${address}/metrics`, signal), get(`runs/${address}/samples`, signal)]);
+    if (now.updated !== seen) {
+      const read = (what) => get(`runs/${address}/${what}`, signal);
+      const [metrics, drawn] = await Promise.all([read("metrics"), read("samples")]);
+      [seen, series] = [now.updated, metrics.series];
+      curves.update(series);
+      await pictures.update(drawn);
+    }
     showFigures(figures, now, series);
-    curves.update(series);
-    await pictures.update(drawn);
     if (!title.isConnected && !signal.aborted) place.replaceChildren(title, figures, pictures.place, curves.place); // whole, so that nothing jumps
   }
   return { update };
