@@ -7,6 +7,7 @@ import * as runs from "./runs.js";
 function route() {
   const [page, ...name] = decoded(location.hash.slice(1)).split("/");
   const shown = page === "runs" ? "runs" : "draw";
+  for (const dialog of document.querySelectorAll("dialog[open]:not(#token)")) dialog.close();
   for (const main of document.querySelectorAll("main")) main.hidden = main.id !== shown;
   for (const link of document.querySelectorAll("header nav a")) {
     if (link.hash === `#${shown}`) link.ariaCurrent = "page";

@@ -43,7 +43,8 @@ async function look(name, address, view, signal) {
   showList(runs, name);
   const run = runs.find((each) => each.name === name);
   if (!run) {
-    say(name ? `There is no run ${name}.` : "No run has been trained here yet.", "sdscratch quickstart trains one in minutes.");
+    if (name) say(`There is no run ${name}.`, "The list has those that there are.");
+    else say("No run has been trained here yet.", "sdscratch quickstart trains one in minutes.");
     return null;
   }
   if (!view) list.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
