@@ -42,12 +42,14 @@ async function draw() {
   if (at("settings").matches(":popover-open")) at("settings").hidePopover();
   const wanted = form.read();
   busy("");
+  let id;
   try {
-    await attend(await submit(wanted), wanted);
+    id = await submit(wanted);
   } catch (error) {
     busy(null);
-    refuse(error);
+    return refuse(error);
   }
+  await attend(id, wanted);
 }
 
 // Follow a drawing to its end. wanted: what was asked for, {width, height, ...}.
@@ -57,14 +59,15 @@ async function attend(id, wanted) {
   stage.begin(wanted);
   stage.say("Drawing");
   try {
-    for await (const { event, data } of follow(id)) ON[event]?.(data, wanted);
+    for await (const { event, data } of follow(id)) await ON[event]?.(data, wanted);
   } catch (error) {
     ON.failed(error.status === 404 ? new Refusal(404, "The server no longer knows this drawing", { hint: "draw it again" }) : error);
+  } finally {
+    sessionStorage.removeItem("job");
+    if (document.activeElement === at("cancel")) at("go").focus();
+    stage.end();
+    busy(null);
   }
-  sessionStorage.removeItem("job");
-  if (document.activeElement === at("cancel")) at("go").focus();
-  stage.end();
-  busy(null);
 }
 
 const ON = {
