@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from sdscratch.commands.known_runs import did_you_mean_run
 from sdscratch.config import build
-from sdscratch.errors import ConfigError, StoppedError, check_choice, check_whole
+from sdscratch.errors import ConfigError, DataError, StoppedError, check_choice, check_whole
 
 TOKEN = "SDSCRATCH_TOKEN"
 """The variable of the token that callers must show. No key of the configuration: those are printed and saved."""
@@ -41,8 +42,11 @@ def run(cfg: DictConfig) -> None:
     shelf = Shelf(str(cfg.model), Path(cfg.paths.runs))
     chosen = {name: cfg[name] for name in ("weights", "device", "dtype", "queue", "grace")}
     engine = Engine(shelf, build(cfg.limits), **chosen)
-    app = create_app(engine, token, OmegaConf.to_container(cfg.cors), cfg.fixed_model)  # type: ignore[arg-type]
-    Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()
+    app = create_app(engine, token, [cfg.cors] if isinstance(cfg.cors, str) else [*cfg.cors], cfg.fixed_model)
+    try:
+        Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()
+    except DataError as error:
+        raise DataError(f"{error}{'' if Path(cfg.model).exists() else did_you_mean_run(cfg.model)}") from error
 
 
 @contextmanager

@@ -117,8 +117,10 @@ def _add_drawing(app: FastAPI, engine: Engine) -> None:
     @app.get("/jobs/{id}/events", tags=["drawing"], responses=unknown, response_class=EventSourceResponse)
     async def follow_job(job: KnownJob) -> AsyncIterator[ServerSentEvent]:
         """How it goes, until it ends: `queue`, `step`, then `done`, `failed` or `cancelled`."""
+        shown = ""
         async for now in job.follow():
-            yield _event(now)
+            yield _event(now, shown)
+            shown = now.preview
 
     @app.delete("/jobs/{id}", tags=["drawing"], responses=unknown)
     async def cancel_job(job: KnownJob) -> JobView:
@@ -184,12 +186,14 @@ def _drawn(job: Job) -> Drawn:
     )
 
 
-def _event(job: Job) -> ServerSentEvent:
+def _event(job: Job, shown: str) -> ServerSentEvent:
+    """How the job is now. shown: the preview that this follower has already."""
     if job.status == "queued":
         return ServerSentEvent(event="queue", data={"position": job.position})
     if job.status == "running":
-        step = {"step": job.step, "steps": job.parameters.steps, "preview": job.preview or None}
-        return ServerSentEvent(event="step", data=step)
+        preview = job.preview if job.preview != shown else None
+        data = {"step": job.step, "steps": job.parameters.steps, "preview": preview or None}
+        return ServerSentEvent(event="step", data=data)
     if job.status == "done":
         return ServerSentEvent(event="done", data=job.view())
     return ServerSentEvent(event=job.status, data=job.problem.body if job.problem else {})
@@ -197,18 +201,6 @@ def _event(job: Job) -> ServerSentEvent:
 
 def _configuration(engine: Engine, served: Served, auth: bool) -> Configuration:
     defaults, limits = served.pipe.defaults, engine.limits
-    unasked = {
-        "negative_prompt": "",
-        "steps": defaults.num_inference_steps,
-        "cfg_scale": defaults.guidance_scale,
-        "guidance_rescale": 0.0,
-        "sampler": defaults.sampler,
-        "seed": None,
-        "width": defaults.size,
-        "height": defaults.size,
-        "n": 1,
-        "weights": served.weights,
-    }
     return Configuration(
         model={
             "id": served.entry.id,
@@ -216,7 +208,7 @@ def _configuration(engine: Engine, served: Served, auth: bool) -> Configuration:
             "weights": served.weights,
             "prediction_type": served.pipe.prediction_type,
         },
-        defaults=unasked,
+        defaults=limits.unasked(defaults, served.factor, served.weights),
         limits=limits.ranges(served.factor),
         samplers=list(SAMPLERS),
         sizes=limits.sizes(defaults.size, served.factor),

@@ -47,20 +47,21 @@ class Engine:
     ) -> None:
         self.shelf, self.limits = shelf, limits
         self.status: Literal["loading", "ready", "stopping", "failed"] = "loading"
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._weights, self._queue, self._grace = weights, queue, grace
         self._load = partial(Served, device=device, dtype=dtype)
         self._served: Served | None = None
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
-        self._seconds_each = 1.0
+        self._seconds_each, self._switching = 1.0, False
         self._thread = ThreadPoolExecutor(1, "drawing")
 
     async def start(self) -> None:
-        """Begin to load the model, and then to draw. Where it cannot be loaded, `failure` says why."""
+        """Begin to load the model, and then to draw. Where that cannot be, or ends by a bug, `failure` says why."""
         self._loop = asyncio.get_running_loop()
         self._free, self._come = asyncio.Lock(), asyncio.Event()
         self._work = asyncio.create_task(self._load_and_draw())
+        self._work.add_done_callback(self._has_ended)
 
     def stop(self, at_once: bool = False) -> None:
         """Take nothing more, send away who waits, and let what is being drawn end in its time of grace, or at_once."""
@@ -77,11 +78,11 @@ class Engine:
 
     async def close(self) -> None:
         """Wait for the thread; a drawing that is left is given up after its present step."""
-        self.stop(at_once=True)
-        await asyncio.sleep(0)
+        self.stop()
+        if self._running is not None:
+            self.cancel(self._running)
         self._work.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._work
+        await asyncio.wait([self._work])
         await asyncio.to_thread(self._thread.shutdown)
 
     @property
@@ -139,20 +140,20 @@ class Engine:
 
     async def switch(self, entry: Entry, weights: Weights) -> None:
         """Draw with another model as soon as the present drawing is done. Raises Problem, and keeps the old one."""
-        async with self._free:
-            try:
+        if self._switching:
+            raise Problem(409, "another model is being loaded", "id", "try again in a moment", retry_after=5)
+        self._switching = True
+        try:
+            async with self._free:
                 self._served = await self._in_thread(partial(self._load, entry, weights))
-            except SdscratchError as error:
-                log.warning("%s", error)
-                raise Problem(409, f"{entry.id} cannot be loaded", "id", "the log of the server says why") from error
+        except SdscratchError as error:
+            log.warning("%s", error)
+            raise Problem(409, f"{entry.id} cannot be loaded", "id", "the log of the server says why") from error
+        finally:
+            self._switching = False
 
     async def _load_and_draw(self) -> None:
-        try:
-            first = self.shelf.first
-            self._served = await self._in_thread(partial(self._load, first, self._weights))
-        except Exception as error:
-            self.status, self.failure = "failed", error
-            return
+        self._served = await self._in_thread(partial(self._load, self.shelf.first, self._weights))
         self.status = "ready"
         while True:
             await self._come.wait()
@@ -161,6 +162,10 @@ class Engine:
                     await self._draw(self._waiting.popleft())
                 else:
                     self._come.clear()
+
+    def _has_ended(self, work: asyncio.Task[None]) -> None:
+        if not work.cancelled():
+            self.status, self.failure = "failed", work.exception()
 
     async def _draw(self, job: Job) -> None:
         served, begin = self.served, time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 from sdscratch.errors import check_number, check_whole
 from sdscratch.pipeline import SamplingDefaults, Weights
@@ -65,29 +66,36 @@ class Limits:
 
     def sizes(self, size: int, factor: int) -> list[Size]:
         """Sizes to choose from, of about the area that the model was trained on."""
-        found = []
+        found = {}
         for wide, high in SHAPES:
             unit = size / (wide * high) ** 0.5
             width, height = (max(1, round(unit * side / factor)) * factor for side in (wide, high))
             if max(width, height) <= self.max_side:
-                found.append(Size(width=width, height=height))
-        return found
+                found[width, height] = Size(width=width, height=height)
+        return [*found.values()]
+
+    def unasked(self, defaults: SamplingDefaults, factor: int, weights: Weights) -> dict[str, Any]:
+        """What one gets who says nothing but a prompt: the model's own, as far as allowed. seed: None, for any."""
+        side = min(defaults.size, self.max_side // factor * factor)
+        return {
+            "negative_prompt": "",
+            "steps": min(defaults.num_inference_steps, self.max_steps),
+            "cfg_scale": min(defaults.guidance_scale, self.max_guidance),
+            "guidance_rescale": 0.0,
+            "sampler": defaults.sampler,
+            "seed": None,
+            "width": side,
+            "height": side,
+            "n": 1,
+            "weights": weights,
+        }
 
     def settle(self, wish: Wish, defaults: SamplingDefaults, factor: int, weights: list[Weights]) -> Parameters:
         """The wish with nothing left open. weights: those that there are, the usual one first. Raises Problem, 422."""
-        wanted = Parameters(
-            prompt=wish.prompt.strip(),
-            negative_prompt=wish.negative_prompt.strip(),
-            steps=defaults.num_inference_steps if wish.steps is None else wish.steps,
-            cfg_scale=defaults.guidance_scale if wish.cfg_scale is None else wish.cfg_scale,
-            guidance_rescale=wish.guidance_rescale,
-            sampler=wish.sampler or defaults.sampler,
-            seed=secrets.randbelow(LARGEST_SEED + 1) if wish.seed is None else wish.seed,
-            width=defaults.size if wish.width is None else wish.width,
-            height=defaults.size if wish.height is None else wish.height,
-            n=wish.n,
-            weights=wish.weights or weights[0],
-        )
+        said = {name: value for name, value in wish.model_dump().items() if value is not None}
+        chosen = {**self.unasked(defaults, factor, weights[0]), "seed": secrets.randbelow(LARGEST_SEED + 1), **said}
+        chosen |= {name: chosen[name].strip() for name in ("prompt", "negative_prompt")}
+        wanted = Parameters(**chosen)
         self._check(wanted, factor)
         if wanted.weights not in weights:
             raise Problem(422, "weights: this model has no raw ones", "weights", "ask for ema")

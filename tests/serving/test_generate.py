@@ -7,6 +7,10 @@ import json
 import pytest
 from serving import picture, same
 
+from sdscratch.pipeline import SamplingDefaults
+from sdscratch.serving.limits import Limits
+from sdscratch.serving.schemas import Size, Wish
+
 PROMPT = "a red circle"
 
 
@@ -136,3 +140,11 @@ def test_the_cost_of_everything_together_is_limited_before_the_queue(client):
 def test_what_there_is_not_is_said_in_the_same_form(client, method, path):
     answer = client.request(method, path)
     assert answer.status_code in (404, 405) and set(answer.json()) == {"error", "field", "hint"}
+
+
+def test_what_a_model_would_do_unasked_stays_within_the_limits():
+    limits = Limits(max_steps=2, max_guidance=1.5, max_side=16)
+    defaults = SamplingDefaults(size=32, num_inference_steps=50, guidance_scale=7.5)
+    wanted = limits.settle(Wish(prompt="a"), defaults, 4, ["ema"])
+    assert (wanted.steps, wanted.cfg_scale, wanted.width, wanted.height) == (2, 1.5, 16, 16)
+    assert limits.sizes(16, 16) == [Size(width=16, height=16)]

@@ -47,7 +47,7 @@ def test_a_job_ends_with_the_pictures_that_generate_gives(client):
 
 
 def test_whoever_follows_sees_the_queue_the_steps_with_previews_and_the_end(client):
-    first = submit(client, {**SHORT, "steps": 60})
+    first = submit(client, {**SHORT, "steps": 150})
     second = submit(client, {**SHORT, "steps": 30, "n": 2})
     seen = events(client, second)
     names = [name for name, _ in seen]
@@ -57,6 +57,8 @@ def test_whoever_follows_sees_the_queue_the_steps_with_previews_and_the_end(clie
     assert (
         steps == sorted(steps) and len(set(steps)) > 5 and {about["steps"] for n, about in seen if n == "step"} == {30}
     )
+    previews = [about["preview"] for name, about in seen if name == "step" and about["preview"]]
+    assert previews and len(set(previews)) == len(previews) and previews[0].startswith("data:image/jpeg;base64,")
     assert seen[-1][1] == client.get(f"/jobs/{second}").json()
     assert [name for name, _ in events(client, first)] == ["done"]  # long over
 

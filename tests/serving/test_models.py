@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,13 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(client):
         answer = client.put("/models/current", json=choice)
         assert answer.status_code == 409 and str(Path.cwd().anchor + "tmp") not in answer.text
     assert current(client) == ["one"] and client.post("/generate", json=WISH).status_code == 200
+
+
+def test_two_cannot_be_loaded_at_once(client):
+    with ThreadPoolExecutor(4) as callers:
+        answers = [*callers.map(lambda _: client.put("/models/current", json={"id": "mini/p1"}).status_code, range(4))]
+    assert set(answers) <= {200, 409} and 200 in answers
+    assert current(client) == ["mini/p1"]
 
 
 @pytest.mark.parametrize("id", ["nothing", "../one", "/etc", "unfinished", "hf:a/b", "one/../one", "a/b", "\x00"])
