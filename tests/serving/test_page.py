@@ -31,7 +31,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 20_000  # ms; machines are slow at times
+PATIENCE = 60_000  # ms; machines are slow at times
 LAPTOP = (1280, 800)
 
 Open = Callable[..., "playwright.Page"]
