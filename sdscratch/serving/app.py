@@ -19,6 +19,7 @@ from sdscratch.serving.guard import CarefulHeaders, NoRoom, Token, WholeBody
 from sdscratch.serving.jobs import Job, JobBook
 from sdscratch.serving.models import Served
 from sdscratch.serving.problems import Problem, ProblemBody, answer_problems
+from sdscratch.serving.runs import runs_router
 from sdscratch.serving.schemas import (
     Accepted,
     Configuration,
@@ -77,8 +78,8 @@ def create_app(engine: Engine, token: str | None = None, cors: list[str] | None 
     app.add_middleware(CarefulHeaders)
     _add_drawing(app, engine)
     _add_facts(app, engine, token is not None, fixed)
-    if PAGE.is_dir():
-        _add_page(app)
+    app.include_router(runs_router(engine.shelf.runs))
+    _add_page(app)
     return app
 
 

@@ -56,7 +56,8 @@ def test_a_wheel_holds_the_package_and_every_config_and_nothing_else(wheel):
         "sdscratch/page_head.html",
         "sdscratch/prepare/stats/page.html",
     }
-    assert others == pages
+    served = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "sdscratch" / "serving" / "page").iterdir()}
+    assert "sdscratch/serving/page/index.html" in served and others == pages | served
     assert {"sdscratch/cli.py", "sdscratch/commands/train.py", "sdscratch/models/unet.py"} <= names
 
 

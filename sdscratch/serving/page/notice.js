@@ -1,0 +1,20 @@
+// Says what went wrong, as what it is: at its field, or above the settings.
+
+import { showFault } from "./form.js";
+
+const place = document.getElementById("notice");
+const ended = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
+export const sentences = (...texts) => texts.filter(Boolean).map(ended).join(" ");
+
+export function clear() {
+  place.textContent = "";
+}
+
+// refusal: {status, message, field, hint, seconds}, of a request or of a drawing that failed.
+export function show(refusal) {
+  if (refusal.field && showFault(refusal)) return;
+  const hint = refusal.seconds ? `Try again in ${refusal.seconds} s` : refusal.hint;
+  place.dataset.kind = refusal.seconds ? "wait" : "error";
+  place.textContent = sentences(refusal.message, hint);
+}

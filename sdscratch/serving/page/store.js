@@ -1,0 +1,61 @@
+// The pictures drawn so far, kept in this browser (IndexedDB); in memory alone where it keeps nothing, as in private windows.
+
+const MOST = 200;
+let database = null;
+const kept = new Map(); // id -> {id, image (data URI), parameters, at (ms)}
+
+const done = (request) => new Promise((resolve, reject) => {
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+const pictures = (mode) => database.transaction("pictures", mode).objectStore("pictures");
+
+// All pictures, newest first.
+export async function load() {
+  try {
+    const opening = indexedDB.open("sdscratch", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore("pictures", { keyPath: "id" });
+    database = await done(opening);
+    for (const entry of await done(pictures("readonly").getAll())) kept.set(entry.id, entry);
+  } catch {
+    database = null;
+  }
+  return all();
+}
+
+export const all = () => [...kept.values()].sort((a, b) => b.at - a.at || a.id.localeCompare(b.id, "en", { numeric: true }));
+
+// A picture that is there already keeps its place: a reload may meet the end of the same drawing again.
+export async function add(entries) {
+  for (const entry of entries) if (!kept.has(entry.id)) kept.set(entry.id, entry);
+  const leave = all().slice(MOST);
+  for (const { id } of leave) kept.delete(id);
+  await write((store) => {
+    for (const entry of entries) store.put(kept.get(entry.id) ?? entry);
+    for (const { id } of leave) store.delete(id);
+  });
+}
+
+export async function forget(id) {
+  kept.delete(id);
+  await write((store) => store.delete(id));
+}
+
+export async function clear() {
+  kept.clear();
+  await write((store) => store.clear());
+}
+
+async function write(change) {
+  if (!database) return;
+  try {
+    const store = pictures("readwrite");
+    change(store);
+    await new Promise((resolve, reject) => {
+      store.transaction.oncomplete = resolve;
+      store.transaction.onabort = () => reject(store.transaction.error);
+    });
+  } catch {
+    database = null; // full, or taken away: go on in memory
+  }
+}

@@ -1,0 +1,140 @@
+"""What the page of runs shows: which there are, and of each its numbers and pictures, as training writes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from sdscratch.errors import RunFolderError
+from sdscratch.run_folder import RunFolder
+from sdscratch.serving.problems import Problem, ProblemBody
+
+DEPTHS = ("*/state.json", "*/*/state.json")  # a run, and one of several that belong together
+SAMPLES = re.compile(r"step_(\d+)")
+Point = tuple[int, float | None]
+Points = Annotated[int, Query(ge=1, le=10_000, description="at most so many points of each series")]
+
+
+class RunView(BaseModel):
+    """name: its folder below paths.runs. updated: when it last wrote a row, in seconds since 1970."""
+
+    name: str = Field(examples=["quickstart/autoencoder"])
+    status: str | None = Field(examples=["running"])
+    stage: str | None = Field(examples=["LatentDiffusion"])
+    step: int
+    max_steps: int | None
+    samples_seen: int | None
+    updated: float
+
+
+class MetricsView(BaseModel):
+    """By column of metrics.csv, (step, value) with rising steps; a value that is no finite number is null."""
+
+    series: dict[str, list[Point]]
+
+
+class SampleView(BaseModel):
+    """The pictures drawn at a step."""
+
+    step: int
+    pictures: list[str] = Field(examples=[["ema.png"]])
+
+
+def runs_router(root: Path) -> APIRouter:
+    """The runs below `root`. Names are looked up among what is there, and never made into paths."""
+    router = APIRouter(
+        prefix="/runs", tags=["runs"], responses={404: {"model": ProblemBody, "description": "no such run or picture"}}
+    )
+
+    @router.get("")
+    def runs() -> list[RunView]:
+        """Those that there are, the one that last wrote something first."""
+        views = [_view(name, run) for name, run in _runs_below(root).items()]
+        return sorted(views, key=lambda view: view.updated, reverse=True)
+
+    @router.get("/{name:path}/metrics")
+    def metrics(name: str, points: Points = 800) -> MetricsView:
+        """The numbers so far. Where there are more than `points` of a kind, each is the mean of its neighbours."""
+        columns: dict[str, list[Point]] = {}
+        for row in _find(root, name).read_metrics():
+            step = int(row.pop("step"))
+            for column, value in row.items():
+                columns.setdefault(column, []).append((step, value))
+        return MetricsView(series={column: thinned(series, points) for column, series in columns.items()})
+
+    @router.get("/{name:path}/samples")
+    def samples(name: str) -> list[SampleView]:
+        """At which steps pictures were drawn, and which, the earliest first."""
+        found = _samples(_find(root, name))
+        return [SampleView(step=step, pictures=sorted(found[step])) for step in sorted(found)]
+
+    @router.get("/{name:path}/samples/{step}/{picture}", response_class=FileResponse)
+    def picture(name: str, step: int, picture: str) -> FileResponse:
+        """One of them, a PNG."""
+        found = _samples(_find(root, name)).get(step, {}).get(picture)
+        if found is None:
+            raise Problem(404, "there is no such picture", "picture", "GET /runs/NAME/samples has those that there are")
+        return FileResponse(found, media_type="image/png")
+
+    return router
+
+
+def thinned(series: list[Point], points: int) -> list[Point]:
+    """At most `points` of them: means of neighbours, at the last one's step; None where one of them is not finite."""
+    width = math.ceil(len(series) / points)
+    groups = [series[first : first + width] for first in range(0, len(series), width)] if series else []
+    return [(group[-1][0], _mean([value for _, value in group])) for group in groups]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if len(finite) == len(values) else None
+
+
+def _runs_below(root: Path) -> dict[str, RunFolder]:
+    folders = (state.parent for pattern in DEPTHS for state in root.glob(pattern))
+    return {folder.relative_to(root).as_posix(): RunFolder(folder) for folder in folders}
+
+
+def _find(root: Path, name: str) -> RunFolder:
+    if (run := _runs_below(root).get(name)) is None:
+        raise Problem(404, "there is no such run", "name", "GET /runs has those that there are")
+    return run
+
+
+def _view(name: str, run: RunFolder) -> RunView:
+    try:
+        state = run.state()
+    except RunFolderError:  # it cannot be read: the others can
+        state = {}
+    return RunView(
+        name=name,
+        status=state.get("status"),
+        stage=state.get("stage"),
+        step=state.get("step", 0),
+        max_steps=state.get("max_steps"),
+        samples_seen=state.get("samples_seen"),
+        updated=max(_written(run.metrics_file), _written(run.path / "state.json")),
+    )
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _samples(run: RunFolder) -> dict[int, dict[str, Path]]:
+    """By step, and then by file name."""
+    found: dict[int, dict[str, Path]] = {}
+    for path in (run.path / "samples").glob("step_*/*.png"):
+        if number := SAMPLES.fullmatch(path.parent.name):
+            found.setdefault(int(number[1]), {})[path.name] = path
+    return found

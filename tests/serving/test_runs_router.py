@@ -1,0 +1,102 @@
+"""What the page of runs is told: which runs there are, their numbers and their pictures, and nothing else from the disk."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from sdscratch.run_folder import RunFolder
+from sdscratch.serving.problems import answer_problems
+from sdscratch.serving.runs import runs_router, thinned
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two runs: `shapes`, which runs, and `shapes/vae`, done long ago; and beside them a file that is nobody's business."""
+    root = tmp_path / "runs"
+    for name, status, step in (("shapes", "running", 30), ("shapes/vae", "done", 900)):
+        run = RunFolder(root / name)
+        run.create()
+        run.set_state(status=status, stage="LatentDiffusion", step=step, max_steps=900, samples_seen=16 * step)
+    run = RunFolder(root / "shapes")
+    for step, loss in ((10, 0.5), (20, math.nan), (30, 0.25)):
+        run.append_metrics({"step": step, "train/loss": loss} | ({"val/loss": 0.3} if step == 30 else {}))
+    for step in (20, 10):
+        folder = run.path / "samples" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (step, 0, 0)).save(folder / "ema.png")
+    os.utime(root / "shapes" / "vae" / "state.json", (1, 1))
+    (tmp_path / "secret.png").write_bytes(b"not for everybody")
+    return root
+
+
+@pytest.fixture
+def client(root: Path) -> TestClient:
+    app = FastAPI()
+    answer_problems(app)
+    app.include_router(runs_router(root))
+    return TestClient(app)
+
+
+def test_runs_are_listed_with_their_state_the_one_that_wrote_last_first(client):
+    first, second = client.get("/runs").json()
+    assert (first["name"], first["status"], first["step"], first["max_steps"]) == ("shapes", "running", 30, 900)
+    assert (second["name"], second["status"], second["updated"]) == ("shapes/vae", "done", 1)
+
+
+def test_metrics_are_series_by_column_in_which_nan_is_null(client, root):
+    series = client.get("/runs/shapes/metrics").json()["series"]
+    assert series == {"train/loss": [[10, 0.5], [20, None], [30, 0.25]], "val/loss": [[30, 0.3]]}
+    assert client.get("/runs/shapes/vae/metrics").json() == {"series": {}}
+    RunFolder(root / "shapes").append_metrics({"step": 40, "train/loss": 0.2})
+    grown = client.get("/runs/shapes/metrics", params={"points": 2}).json()["series"]["train/loss"]
+    assert grown == [[20, None], [40, 0.225]]
+
+
+@pytest.mark.parametrize(("count", "points"), [(0, 5), (1, 1), (5, 5), (6, 5), (1001, 800)])
+def test_a_thinned_series_keeps_its_mean_and_its_end_and_the_number_asked_for(count, points):
+    series = [(step, float(step)) for step in range(count)]
+    thin = thinned(series, points)
+    assert len(thin) <= points
+    assert thin[-1:] == [] if not count else thin[-1][0] == count - 1
+    if count <= points:
+        assert thin == series
+
+
+def test_pictures_are_found_by_step_and_name(client, root):
+    assert client.get("/runs/shapes/samples").json() == [
+        {"step": 10, "pictures": ["ema.png"]},
+        {"step": 20, "pictures": ["ema.png"]},
+    ]
+    answer = client.get("/runs/shapes/samples/20/ema.png")
+    assert answer.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(answer.content)).getpixel((0, 0)) == (20, 0, 0)
+    assert client.get("/runs/shapes/vae/samples").json() == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/runs/nothing/metrics",
+        "/runs/../metrics",
+        "/runs/%2e%2e/metrics",
+        "/runs/shapes%2F..%2F..%2F/samples",
+        "/runs/%00/metrics",
+        f"/runs/{'x' * 5000}/samples",
+        "/runs/shapes/samples/30/ema.png",
+        "/runs/shapes/samples/20/raw.png",
+        "/runs/shapes/samples/20/..%2F..%2F..%2F..%2Fsecret.png",
+        "/runs//etc/samples/20/ema.png",
+        f"/runs/shapes/samples/{'9' * 400}/ema.png",
+    ],
+)
+def test_what_is_not_there_and_tricks_with_paths_are_404(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404 and set(answer.json()) == {"error", "field", "hint"}
