@@ -7,11 +7,15 @@ Feature maps are (B, C, H, W), in contiguous or channels_last memory; tokens are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from sdscratch.errors import ConfigError
 
@@ -30,6 +34,15 @@ def timestep_sinusoid(timesteps: Tensor, channels: int, flip_sin_to_cos: bool, f
     return F.pad(sinusoid, (0, 1)) if channels % 2 else sinusoid
 
 
+def side_by_side(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    """What each layer makes of x (..., in_channels), one after the other along the channels, by one matrix product.
+
+    Weights stay apart where they are kept: they are much smaller than what they are applied to, so joining them costs little.
+    """
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return F.linear(x, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None)
+
+
 class TimestepEmbedding(nn.Module):
     """A two-layer perceptron from the sinusoid (B, in_channels) to what residual blocks read (B, out_channels)."""
 
@@ -45,7 +58,8 @@ class TimestepEmbedding(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions around a shortcut; between them the noise level is added to every pixel.
 
-    hidden_states (B, in_channels, H, W), time (B, time_channels) -> (B, out_channels, H, W).
+    hidden_states (B, in_channels, H, W), shift (B, out_channels) -> (B, out_channels, H, W). The shift is what time_emb_proj
+    makes of the time embedding; the network computes those of all its blocks at once.
     """
 
     def __init__(
@@ -59,15 +73,18 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, hidden_states: Tensor, time: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, shift: Tensor) -> Tensor:
         update = self.conv1(F.silu(self.norm1(hidden_states)))
-        update = update + self.time_emb_proj(time)[:, :, None, None]
+        update = update + shift[:, :, None, None]
         update = self.conv2(F.silu(self.norm2(update)))
         return self.conv_shortcut(hidden_states) + update
 
 
 class Attention(nn.Module):
-    """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels)."""
+    """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels).
+
+    Without a context tokens gather from each other.
+    """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
         super().__init__()
@@ -77,11 +94,43 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is None:
+            projected = side_by_side([self.to_q, self.to_k, self.to_v], tokens).chunk(3, dim=-1)
+        else:
+            projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         gathered = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, channels / heads)
         return self.to_out(gathered.transpose(1, 2).flatten(2))
+
+
+class Gate(Function):
+    """values * gelu(gates), of both side by side (..., 2 C) -> (..., C).
+
+    The backward pass computes gelu again instead of keeping it, which takes a third off what a feed-forward layer keeps, and
+    writes both gradients where they belong.
+    """
+
+    @staticmethod
+    def forward(both: Tensor) -> Tensor:
+        values, gates = both.chunk(2, dim=-1)
+        return values * F.gelu(gates)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        values, gates = both.chunk(2, dim=-1)
+        of_both = torch.empty_like(both)
+        of_values, of_gates = of_both.chunk(2, dim=-1)
+        torch.mul(gradient, F.gelu(gates), out=of_values)
+        torch.mul(gradient, values, out=of_gates)
+        torch.ops.aten.gelu_backward.grad_input(of_gates, gates, grad_input=of_gates)
+        return of_both
 
 
 class GEGLU(nn.Module):
@@ -92,8 +141,8 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(in_channels, 2 * out_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        values, gates = self.proj(tokens).chunk(2, dim=-1)
-        return values * F.gelu(gates)
+        both = self.proj(tokens)
+        return Gate.forward(both) if torch.compiler.is_compiling() else Gate.apply(both)  # a compiler chooses by itself
 
 
 class FeedForward(nn.Module):
@@ -121,8 +170,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        normed = self.norm1(tokens)
-        tokens = tokens + self.attn1(normed, normed)
+        tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
 

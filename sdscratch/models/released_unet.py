@@ -47,8 +47,7 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        normed = self.ln1(tokens)
-        tokens = tokens + self.self_attn(normed, normed)
+        tokens = tokens + self.self_attn(self.ln1(tokens))
         tokens = tokens + self.cross_attn(self.ln2(tokens), text)
         return tokens + self.mlp(self.ln3(tokens))
 
