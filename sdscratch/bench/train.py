@@ -1,0 +1,209 @@
+"""A whole training step, through Lightning, loader and all, beside those of others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning as L
+import torch
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdscratch.bench.peers import LR, MAX_GRAD_NORM, WEIGHT_DECAY, diffusers_step, mosaicml_step
+from sdscratch.bench.report import Fact, Findings
+from sdscratch.bench.setting import Setting
+from sdscratch.bench.shards import write_random_latents
+from sdscratch.bench.timing import AGAIN, Comparison, Laps, turns
+from sdscratch.bench.work import unet_inputs
+from sdscratch.data import DataModule, LatentCollate
+from sdscratch.diffusion import DiffusionObjective, NoiseSchedule
+from sdscratch.models import UNet, new_clip, new_vae
+from sdscratch.models.encoders import FrozenEncoders
+from sdscratch.pipeline import SamplingDefaults
+from sdscratch.training import LatentDiffusion, WarmupConstant
+
+OURS, PEER, MOSAICML = "sdscratch", "diffusers' example script", "MosaicML's step, re-created"
+WARM_UP = 2  # the first turn only fetches
+FLOORS = {"mid": (1.05, 1.10), "full": (1.12, 1.20), "cuda": (1.4, 1.6)}
+LARGE = 500_000_000
+"""Parameters from which on a network counts as full-size, where the optimizer weighs more."""
+
+
+def bench_train(
+    network: UNet, setting: Setting, matrix_rate: float | None = None, trace: Path | None = None
+) -> Findings:
+    """Steps of forward, loss, backward, clipping, AdamW and the average.
+
+    matrix_rate: TFLOP/s of a matrix product on this device, measured in the same run, to relate ours to. trace: where a
+    profiler's trace of a step goes.
+    """
+    config = network.config
+    peers = {PEER: diffusers_step(config, setting)}
+    if setting.on_cuda:
+        peers[MOSAICML] = mosaicml_step(config, setting)
+    for step in peers.values():
+        step()
+    of_peers = torch.cuda.memory_allocated(setting.device) if setting.on_cuda else 0
+    laps, shares = Laps(setting.device), Shares(setting)
+    with TemporaryDirectory() as folder:
+        module, data = _stage(network, setting, Path(folder))
+        trainer = _trainer(setting, shares)
+        data.trainer = trainer
+        loader = iter(data.train_dataloader())
+        trainer.fit(
+            module, TakingTurns(loader, {**peers, AGAIN.format(PEER): peers[PEER]}, setting.rounds, laps, trace)
+        )
+    key = "cuda" if setting.on_cuda else "full" if _parameters(network) > LARGE else "mid"
+    compared = [Comparison.of("training step", laps, OURS, PEER, *FLOORS[key])]
+    if setting.on_cuda:
+        compared.append(Comparison.of("training step", laps, OURS, MOSAICML, 1.3, 1.6, null=PEER))
+    images = setting.batch_size / laps.of(OURS)
+    facts = [Fact("images per second", images, "", None), *shares.facts()]
+    flops = flops_of(network, setting) / setting.batch_size
+    facts.append(Fact("work of a step, per image", flops / 1e12, "TFLOP"))
+    if matrix_rate is not None:
+        facts.append(Fact("share of the rate of a matrix product", images * flops / 1e12 / matrix_rate, "", None))
+    if setting.on_cuda:
+        peak = (torch.cuda.max_memory_allocated(setting.device) - of_peers) / 1e9
+        facts.append(Fact("peak memory, ours", peak, "GB"))
+    return Findings(
+        compared, facts, [] if setting.on_cuda else ["MosaicML's step, MFU and peak memory, for want of a GPU"]
+    )
+
+
+class TakingTurns(Iterable[Any]):
+    """A loader that lets the others have their turns while Lightning waits for its batch.
+
+    What lies between handing out a batch and being asked for the next is one whole step of ours, with all that surrounds it.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        others: dict[str, Callable[[], None]],
+        rounds: int,
+        laps: Laps,
+        trace: Path | None = None,
+    ) -> None:
+        self.batches, self.others, self.rounds, self.laps, self.trace = batches, others, rounds, laps, trace
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(WARM_UP):
+            yield next(self.batches)
+        if self.laps.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.laps.device)
+        for name in turns([OURS, *self.others], self.rounds):
+            with self.laps.lap(name):
+                if name == OURS:
+                    yield next(self.batches)
+                else:
+                    self.others[name]()
+        if self.trace is not None:
+            with profile() as profiler:
+                yield next(self.batches)
+            profiler.export_chrome_trace(str(self.trace))
+
+
+class Shares(L.Callback):
+    """How the time of our steps is shared out between their parts."""
+
+    PARTS = ("forward", "backward", "clipping, optimizer and average")
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.marks: list[Any] = []
+        self.steps: list[list[Any]] = []
+
+    def mark(self, *_: Any) -> None:
+        if self.setting.on_cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.process_time())
+
+    on_before_backward = on_after_backward = mark
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.marks = []
+        self.mark()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.mark()
+        self.steps.append(self.marks)
+
+    def facts(self) -> list[Fact]:
+        """Shares of the fastest step, or on CUDA of all after the first."""
+        if self.setting.on_cuda:
+            torch.cuda.synchronize(self.setting.device)
+        steps = [[self._between(a, b) for a, b in zip(m, m[1:], strict=False)] for m in self.steps[WARM_UP:]]
+        least = [min(parts) for parts in zip(*steps, strict=True)]
+        return [
+            Fact(f"of our step, {name}", seconds / sum(least), "")
+            for name, seconds in zip(self.PARTS, least, strict=True)
+        ]
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1000 if self.setting.on_cuda else end - start
+
+
+def flops_of(network: UNet, setting: Setting) -> int:
+    """Of forward and backward pass of a step, nothing computed twice."""
+    shapes = unet_inputs(network.config, setting.batch_size, setting.latent_size)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        UNet.from_config(network.config)(*[torch.empty(shape) for shape in shapes]).sum().backward()
+    return counter.get_total_flops()
+
+
+def _stage(network: UNet, setting: Setting, folder: Path) -> tuple[LatentDiffusion, DataModule]:
+    """As `train` would build it for shards of latents and captions' states, which is what the others are given."""
+    width, channels = network.config["cross_attention_dim"], network.config["in_channels"]
+    text = new_clip(
+        ["a photograph"], hidden_size=width, num_hidden_layers=1, num_attention_heads=8, image_size=32, patch_size=16
+    )
+    states_shape = (77, width)
+    vae = new_vae(
+        block_out_channels=[8] * 4, layers_per_block=1, latent_channels=channels, norm_num_groups=4, sample_size=32
+    )
+    objective = DiffusionObjective(NoiseSchedule())
+    module = LatentDiffusion(
+        network,
+        FrozenEncoders(vae, text),
+        objective,
+        SamplingDefaults(8 * setting.latent_size),
+        ["a photograph"],
+        optimizer=partial(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY, fused=True),
+        lr_schedule=WarmupConstant(),
+        max_grad_norm=MAX_GRAD_NORM,
+        global_batch_size=setting.batch_size,
+        channels_last=setting.channels_last,
+        compile=setting.compile,
+    )
+    write_random_latents(folder, 16 * setting.batch_size, setting.latent_size, channels, states_shape)
+    workers = 4 if setting.on_cuda else 0
+    data = DataModule(str(folder), 8 * setting.latent_size, setting.batch_size, seed=0, num_workers=workers)
+    data.collate = LatentCollate(0, objective.timesteps, caption_dropout=0.1)
+    data.text_shape = states_shape
+    data.prepare_data()
+    return module, data
+
+
+def _trainer(setting: Setting, *callbacks: L.Callback) -> L.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return L.Trainer(
+        accelerator="gpu" if setting.on_cuda else "cpu",
+        devices=1,
+        precision=setting.precision,
+        max_epochs=1,
+        callbacks=list(callbacks),
+        **quiet,
+    )
+
+
+def _parameters(network: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())

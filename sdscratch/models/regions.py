@@ -1,0 +1,36 @@
+"""A network compiled in regions: each kind of block once, instead of the whole in one piece.
+
+Blocks that repeat share what was compiled, so a first step comes in a minute rather than many, and gradients are sent between
+devices while earlier blocks are still at work. Weights keep their names.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sdscratch.errors import check_choice
+from sdscratch.models import blocks, released_unet
+
+HowToCompile = Literal["no", "regions", "whole"]
+REGIONS = (blocks.ResBlock, blocks.TransformerBlock, released_unet.ResBlock)
+
+MOST_VARIANTS = 64
+"""A block's code is shared by some 20 of different sizes, each compiled apart; torch gives up after 8."""
+
+
+def compile_network(network: nn.Module, how: HowToCompile, budget: float = 1.0, backend: str = "inductor") -> None:
+    """In place, for what follows: regions, the whole network as one, or nothing. Sizes are fixed: each new one compiles anew.
+
+    budget: the share of activations that the forward pass may keep for the backward pass, which computes the others again.
+    """
+    check_choice("compile", how, ("no", "regions", "whole"))
+    if how == "no":
+        return
+    torch._dynamo.config.recompile_limit = MOST_VARIANTS
+    torch._functorch.config.activation_memory_budget = budget
+    regions = [network] if how == "whole" else [module for module in network.modules() if isinstance(module, REGIONS)]
+    for region in regions:
+        region.compile(backend=backend, dynamic=False)
