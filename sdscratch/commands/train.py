@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import logging
 import platform
 import shlex
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import diffusers
 import lightning as L
 import torch
-import transformers
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +19,7 @@ from sdscratch import __version__
 from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
+from sdscratch.commands.quiet import quieten_libraries
 from sdscratch.commands.trainer import check_trainer, make_trainer
 from sdscratch.config import (
     Change,
@@ -130,7 +127,7 @@ def _open(folder: RunFolder, cfg: DictConfig) -> Start | None:
 
 def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignals) -> Start | None:
     """Train from `start` to the end; or to where the run must turn back, giving its new start."""
-    _quieten_libraries()
+    quieten_libraries()
     if cfg.threads is not None:
         check_whole("threads", cfg.threads)
         torch.set_num_threads(cfg.threads)
@@ -193,7 +190,7 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
 def _join(cfg: DictConfig, folder: RunFolder) -> None:
     """Meet the other ranks, where torchrun or SLURM has started some."""
     if launch.world_size(cfg.trainer) > 1:
-        _quieten_libraries()
+        quieten_libraries()
         make_trainer(cfg, folder).strategy.setup_environment()
 
 
@@ -303,13 +300,3 @@ def _provenance(cfg: DictConfig, datamodule: BaseDataModule, module: Stage, trai
         "resolution": cfg.dataset.resolution,
         "data": datamodule.about(),
     }
-
-
-def _quieten_libraries() -> None:
-    """Their hints and bars are for people who call them themselves; errors still come through."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*no `validation_step`.*", ".*treespec, LeafSpec.*"):
-        warnings.filterwarnings("ignore", message)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

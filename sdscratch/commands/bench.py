@@ -1,0 +1,117 @@
+"""`sdscratch bench`: how fast it is, beside others that do the same."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from sdscratch.config import build
+from sdscratch.console import say
+from sdscratch.errors import SdscratchError, check_choice, check_whole
+
+if TYPE_CHECKING:
+    from sdscratch.bench.report import Findings
+    from sdscratch.bench.setting import Setting
+
+SUBJECTS = ("unet", "train", "loader", "sample", "encode", "startup")
+
+
+class SlowerError(SdscratchError):
+    """Something is slower than its floor."""
+
+    exit_code = 1
+
+
+def run(cfg: DictConfig) -> None:
+    """Measure, write bench.json, README.md and bench.png, and end with a line `verdict: ...`.
+
+    Exit code 0 whatever the verdict; with strict=true, 1 where it is `slower`.
+    """
+    check_choice("what", cfg.what, (*SUBJECTS, "all"))
+    check_whole("threads", cfg.threads)
+    import torch
+
+    from sdscratch.bench.report import PAGE, Fact, Findings, write_report
+    from sdscratch.bench.setting import preheat
+    from sdscratch.commands.quiet import quieten_libraries
+
+    quieten_libraries()
+    torch.set_num_threads(cfg.threads)
+    setting = _setting(cfg)
+    findings, rate = Findings(), None
+    out = Path(cfg.out or f"experiments/bench-{cfg.what}")
+    if setting.on_cuda:
+        rate = preheat(setting.device, cfg.preheat)
+        findings.facts.append(Fact("matrix product, bfloat16", rate, "TFLOP/s"))
+    trace = out / "trace.json" if cfg.trace else None
+    if trace is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    for name in SUBJECTS if cfg.what == "all" else [cfg.what]:
+        say(f"{name} ...")
+        findings.add(_benchmark(name, cfg, setting, rate, trace)())
+    words = shlex.join(["sdscratch", *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else f"sdscratch bench {cfg.what}"
+    write_report(out, words, setting.about(), findings)
+    for c in findings.comparisons:
+        say(
+            f"{c.title}: {c.ratio:.3f} times as fast as {c.peer} ({c.p10:.3f} to {c.p90:.3f}; null {c.null:.3f}): {c.verdict}"
+        )
+    for fact in findings.facts:
+        say(f"{fact.title}: {fact.value:.4g} {fact.unit}")
+    print(out / PAGE)
+    _conclude(findings, cfg.strict)
+
+
+def _conclude(findings: Findings, strict: bool) -> None:
+    """The worst of all verdicts, and the ratio that it is about."""
+    if not findings.comparisons:
+        return
+    order = ("slower", "inconclusive", "ok")
+    worst = min(findings.comparisons, key=lambda c: (order.index(c.verdict), c.ratio))
+    print(f"verdict: {worst.verdict} ratio={worst.ratio:.3f}")
+    if strict and worst.verdict == "slower":
+        raise SlowerError(
+            f"{worst.title}: {worst.ratio:.3f} times as fast as {worst.peer}, expected at least {worst.floor:g}"
+        )
+
+
+def _setting(cfg: DictConfig) -> Setting:
+    import torch
+
+    from sdscratch.bench.setting import Setting
+
+    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_cuda = device.type == "cuda"
+    return Setting(
+        device,
+        cfg.batch_size,
+        cfg.latent_size,
+        cfg.rounds,
+        precision=cfg.precision or ("bf16-mixed" if on_cuda else "32-true"),
+        channels_last=on_cuda if cfg.channels_last is None else cfg.channels_last,
+        compile=cfg.compile or ("regions" if on_cuda else "no"),
+    )
+
+
+def _benchmark(
+    name: str, cfg: DictConfig, setting: Setting, rate: float | None, trace: Path | None
+) -> Callable[[], Findings]:
+    from sdscratch.bench.encode import bench_encode
+    from sdscratch.bench.loader import bench_loader
+    from sdscratch.bench.sample import bench_sample
+    from sdscratch.bench.startup import bench_startup
+    from sdscratch.bench.train import bench_train
+    from sdscratch.bench.unet import bench_unet
+
+    return {
+        "unet": lambda: bench_unet(build(cfg.model), setting),
+        "train": lambda: bench_train(build(cfg.model), setting, rate, trace),
+        "loader": lambda: bench_loader(setting),
+        "sample": lambda: bench_sample(build(cfg.model), setting),
+        "encode": lambda: bench_encode(setting),
+        "startup": lambda: bench_startup(setting),
+    }[name]
