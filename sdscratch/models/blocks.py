@@ -213,7 +213,7 @@ class SpatialTransformer(nn.Module):
 
 def to_tokens(feature_map: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H*W, C), without a copy."""
-    return feature_map.flatten(2).transpose(1, 2)
+    return feature_map.flatten(2).transpose(1, 2).contiguous()
 
 
 def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
