@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sdscratch.bench.timing import Comparison
 from sdscratch.files import write_atomically, write_json
 
-JSON, PAGE, PICTURE = "bench.json", "README.md", "bench.png"
+JSON, PAGE, PICTURE = "bench.json", "bench.md", "bench.png"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Findings:
 
 
 def write_report(folder: Path, command: str, about: dict[str, Any], findings: Findings) -> None:
-    """bench.json, README.md and bench.png. Raises CannotWriteError."""
+    """bench.json, bench.md and bench.png. Raises CannotWriteError."""
     folder.mkdir(parents=True, exist_ok=True)
     compared = [{**asdict(c), "verdict": c.verdict} for c in findings.comparisons]
     write_json(

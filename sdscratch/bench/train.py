@@ -14,7 +14,7 @@ import torch
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdscratch.bench.peers import LR, MAX_GRAD_NORM, WEIGHT_DECAY, diffusers_step, mosaicml_step
+from sdscratch.bench.peers import LR, MAX_GRAD_NORM, WEIGHT_DECAY, DiffusersScript, mosaicml_step
 from sdscratch.bench.report import Fact, Findings
 from sdscratch.bench.setting import Setting
 from sdscratch.bench.shards import write_random_latents
@@ -28,8 +28,9 @@ from sdscratch.pipeline import SamplingDefaults
 from sdscratch.training import LatentDiffusion, WarmupConstant
 
 OURS, PEER, MOSAICML = "sdscratch", "diffusers' example script", "MosaicML's step, re-created"
+AS_SHIPPED = f"{PEER}, VAE and CLIP on line"
+CLIP_WIDTH = 768  # of the CLIP that it comes with
 WARM_UP = 2  # the first turn only fetches
-FLOORS = {"mid": (1.05, 1.10), "full": (1.12, 1.20), "cuda": (1.4, 1.6)}
 LARGE = 500_000_000
 """Parameters from which on a network counts as full-size, where the optimizer weighs more."""
 
@@ -42,10 +43,7 @@ def bench_train(
     matrix_rate: TFLOP/s of a matrix product on this device, measured in the same run, to relate ours to. trace: where a
     profiler's trace of a step goes.
     """
-    config = network.config
-    peers = {PEER: diffusers_step(config, setting)}
-    if setting.on_cuda:
-        peers[MOSAICML] = mosaicml_step(config, setting)
+    peers = _peers(network.config, setting)
     for step in peers.values():
         step()
     of_peers = torch.cuda.memory_allocated(setting.device) if setting.on_cuda else 0
@@ -55,25 +53,47 @@ def bench_train(
         trainer = _trainer(setting, shares)
         data.trainer = trainer
         loader = iter(data.train_dataloader())
-        trainer.fit(
-            module, TakingTurns(loader, {**peers, AGAIN.format(PEER): peers[PEER]}, setting.rounds, laps, trace)
-        )
-    key = "cuda" if setting.on_cuda else "full" if _parameters(network) > LARGE else "mid"
-    compared = [Comparison.of("training step", laps, OURS, PEER, *FLOORS[key])]
+        taking_turns = TakingTurns(loader, {**peers, AGAIN.format(PEER): peers[PEER]}, setting.rounds, laps, trace)
+        trainer.fit(module, taking_turns)
+    facts = _facts(network, setting, laps, matrix_rate) + shares.facts()
+    waited = taking_turns.waited / sum(laps.wall[OURS])
+    facts.append(Fact("waiting for the loader, share of our step", waited, "", 0.003 if setting.on_cuda else None))
     if setting.on_cuda:
-        compared.append(Comparison.of("training step", laps, OURS, MOSAICML, 1.3, 1.6, null=PEER))
+        facts.append(Fact("peak memory, ours", (taking_turns.peak_memory - of_peers) / 1e9, "GB"))
+    missing = "MosaicML's step, the example script with VAE and CLIP on line, MFU, peak memory (no GPU here)"
+    return Findings(_comparisons(network, setting, laps), facts, [] if setting.on_cuda else [missing])
+
+
+def _peers(config: dict[str, Any], setting: Setting) -> dict[str, Callable[[], None]]:
+    script = DiffusersScript(config, setting)
+    peers: dict[str, Callable[[], None]] = {PEER: script.step}
+    if setting.on_cuda:
+        peers[MOSAICML] = mosaicml_step(config, setting)
+        if config["cross_attention_dim"] == CLIP_WIDTH and config["in_channels"] == 4:
+            peers[AS_SHIPPED] = script.step_on_line
+    return peers
+
+
+def _comparisons(network: UNet, setting: Setting, laps: Laps) -> list[Comparison]:
+    if not setting.on_cuda:
+        parameters = sum(weight.numel() for weight in network.parameters())
+        floor, goal = (1.12, 1.20) if parameters > LARGE else (1.05, 1.10)
+        return [Comparison.of("training step", laps, OURS, PEER, floor, goal)]
+    wanted = {PEER: (1.4, 1.6), MOSAICML: (1.3, 1.6), AS_SHIPPED: (2.0, 2.5)}
+    return [
+        Comparison.of("training step", laps, OURS, peer, *wanted[peer], null=PEER)
+        for peer in wanted
+        if peer in laps.seconds
+    ]
+
+
+def _facts(network: UNet, setting: Setting, laps: Laps, matrix_rate: float | None) -> list[Fact]:
     images = setting.batch_size / laps.of(OURS)
-    facts = [Fact("images per second", images, "", None), *shares.facts()]
     flops = flops_of(network, setting) / setting.batch_size
-    facts.append(Fact("work of a step, per image", flops / 1e12, "TFLOP"))
+    facts = [Fact("images per second", images, ""), Fact("work of a step, per image", flops / 1e12, "TFLOP")]
     if matrix_rate is not None:
-        facts.append(Fact("share of the rate of a matrix product", images * flops / 1e12 / matrix_rate, "", None))
-    if setting.on_cuda:
-        peak = (torch.cuda.max_memory_allocated(setting.device) - of_peers) / 1e9
-        facts.append(Fact("peak memory, ours", peak, "GB"))
-    return Findings(
-        compared, facts, [] if setting.on_cuda else ["MosaicML's step, MFU and peak memory, for want of a GPU"]
-    )
+        facts.append(Fact("share of the rate of a matrix product", images * flops / 1e12 / matrix_rate, ""))
+    return facts
 
 
 class TakingTurns(Iterable[Any]):
@@ -91,22 +111,33 @@ class TakingTurns(Iterable[Any]):
         trace: Path | None = None,
     ) -> None:
         self.batches, self.others, self.rounds, self.laps, self.trace = batches, others, rounds, laps, trace
+        self.waited = 0.0  # seconds, for the loader
+        self.peak_memory = 0  # bytes on CUDA, while it was our turn
 
     def __iter__(self) -> Iterator[Any]:
         for _ in range(WARM_UP):
             yield next(self.batches)
-        if self.laps.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.laps.device)
         for name in turns([OURS, *self.others], self.rounds):
             with self.laps.lap(name):
                 if name == OURS:
-                    yield next(self.batches)
+                    yield from self._ours()
                 else:
                     self.others[name]()
         if self.trace is not None:
             with profile() as profiler:
                 yield next(self.batches)
             profiler.export_chrome_trace(str(self.trace))
+
+    def _ours(self) -> Iterator[Any]:
+        on_cuda = self.laps.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(self.laps.device)
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - start
+        yield batch
+        if on_cuda:
+            self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.laps.device))
 
 
 class Shares(L.Callback):
@@ -203,7 +234,3 @@ def _trainer(setting: Setting, *callbacks: L.Callback) -> L.Trainer:
         callbacks=list(callbacks),
         **quiet,
     )
-
-
-def _parameters(network: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())

@@ -28,7 +28,7 @@ class SlowerError(SdscratchError):
 
 
 def run(cfg: DictConfig) -> None:
-    """Measure, write bench.json, README.md and bench.png, and end with a line `verdict: ...`.
+    """Measure, write bench.json, bench.md and bench.png, and end with a line `verdict: ...`.
 
     Exit code 0 whatever the verdict; with strict=true, 1 where it is `slower`.
     """

@@ -39,8 +39,9 @@ def side_by_side(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
 
     Weights stay apart where they are kept: they are much smaller than what they are applied to, so joining them costs little.
     """
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    return F.linear(x, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None)
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
 
 
 class TimestepEmbedding(nn.Module):

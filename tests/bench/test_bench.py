@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from sdscratch.bench.peers import DiffusersScript, mosaicml_step
 from sdscratch.bench.report import JSON, PAGE, PICTURE, Findings, write_report
 from sdscratch.bench.setting import Setting
 from sdscratch.bench.timing import Comparison, Laps, race, turns
@@ -84,6 +85,12 @@ def test_whole_steps_of_ours_are_timed_in_turns_with_the_others_and_told_in_thre
     assert told["comparisons"][0]["verdict"] == step.verdict and told["about"]["rounds"] == 3
     assert PEER in (tmp_path / PAGE).read_text() and "Not measured" in (tmp_path / PAGE).read_text()
     assert (tmp_path / PICTURE).stat().st_size > 1000
+
+
+def test_the_steps_that_only_a_gpu_is_asked_for_run():
+    setting = Setting(CPU, batch_size=1, latent_size=8, rounds=1)
+    mosaicml_step(dict(UNet(**TINY).config), setting)()
+    DiffusersScript(dict(UNet(**{**TINY, "cross_attention_dim": 768}).config), setting).step_on_line()
 
 
 def test_what_no_benchmark_can_time_is_refused():
