@@ -54,8 +54,7 @@ def run(cfg: DictConfig) -> None:
     for name in SUBJECTS if cfg.what == "all" else [cfg.what]:
         say(f"{name} ...")
         findings.add(_benchmark(name, cfg, setting, rate, trace)())
-    words = shlex.join(["sdscratch", *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else f"sdscratch bench {cfg.what}"
-    write_report(out, words, setting.about(), findings)
+    write_report(out, _command(cfg), setting.about(), findings)
     for c in findings.comparisons:
         say(
             f"{c.title}: {c.ratio:.3f} times as fast as {c.peer} ({c.p10:.3f} to {c.p90:.3f}; null {c.null:.3f}): {c.verdict}"
@@ -64,6 +63,13 @@ def run(cfg: DictConfig) -> None:
         say(f"{fact.title}: {fact.value:.4g} {fact.unit}")
     print(out / PAGE)
     _conclude(findings, cfg.strict)
+
+
+def _command(cfg: DictConfig) -> str:
+    """Without where the results go, which they do not depend on."""
+    if sys.argv[1:2] != ["bench"]:
+        return f"sdscratch bench {cfg.what}"
+    return shlex.join(["sdscratch", *(word for word in sys.argv[1:] if not word.startswith("out="))])
 
 
 def _conclude(findings: Findings, strict: bool) -> None:
