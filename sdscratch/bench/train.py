@@ -43,9 +43,15 @@ def bench_train(
     matrix_rate: TFLOP/s of a matrix product on this device, measured in the same run, to relate ours to. trace: where a
     profiler's trace of a step goes.
     """
-    peers = _peers(network.config, setting)
-    for step in peers.values():
-        step()
+    peers, too_large = _peers(network.config, setting), []
+    for name, step in list(peers.items()):
+        try:
+            step()
+        except torch.OutOfMemoryError:
+            if name == PEER:
+                raise
+            del peers[name]
+            too_large.append(f"{name}: it does not fit into memory")
     of_peers = torch.cuda.memory_allocated(setting.device) if setting.on_cuda else 0
     laps, shares = Laps(setting.device), Shares(setting)
     with TemporaryDirectory() as folder:
@@ -61,7 +67,7 @@ def bench_train(
     if setting.on_cuda:
         facts.append(Fact("peak memory, ours", (taking_turns.peak_memory - of_peers) / 1e9, "GB"))
     missing = "MosaicML's step, the example script with VAE and CLIP on line, MFU, peak memory (no GPU here)"
-    return Findings(_comparisons(network, setting, laps), facts, [] if setting.on_cuda else [missing])
+    return Findings(_comparisons(network, setting, laps), facts, too_large if setting.on_cuda else [missing])
 
 
 def _peers(config: dict[str, Any], setting: Setting) -> dict[str, Callable[[], None]]:
