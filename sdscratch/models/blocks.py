@@ -7,7 +7,6 @@ Feature maps are (B, C, H, W), in contiguous or channels_last memory; tokens are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -34,16 +33,6 @@ def timestep_sinusoid(timesteps: Tensor, channels: int, flip_sin_to_cos: bool, f
     return F.pad(sinusoid, (0, 1)) if channels % 2 else sinusoid
 
 
-def side_by_side(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
-    """What each layer makes of x (..., in_channels), one after the other along the channels, by one matrix product.
-
-    Weights stay apart where they are kept: they are much smaller than what they are applied to, so joining them costs little.
-    """
-    weights: list[Tensor] = [layer.weight for layer in layers]
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    return F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
-
-
 class TimestepEmbedding(nn.Module):
     """A two-layer perceptron from the sinusoid (B, in_channels) to what residual blocks read (B, out_channels)."""
 
@@ -59,8 +48,7 @@ class TimestepEmbedding(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions around a shortcut; between them the noise level is added to every pixel.
 
-    hidden_states (B, in_channels, H, W), shift (B, out_channels) -> (B, out_channels, H, W). The shift is what time_emb_proj
-    makes of the time embedding; the network computes those of all its blocks at once.
+    hidden_states (B, in_channels, H, W), time (B, time_channels) -> (B, out_channels, H, W).
     """
 
     def __init__(
@@ -74,9 +62,9 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, hidden_states: Tensor, shift: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, time: Tensor) -> Tensor:
         update = self.conv1(F.silu(self.norm1(hidden_states)))
-        update = update + shift[:, :, None, None]
+        update = update + self.time_emb_proj(time)[:, :, None, None]
         update = self.conv2(F.silu(self.norm2(update)))
         return self.conv_shortcut(hidden_states) + update
 
@@ -96,8 +84,11 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        if context is None:
-            projected = side_by_side([self.to_q, self.to_k, self.to_v], tokens).chunk(3, dim=-1)
+        if (
+            context is None
+        ):  # one product for all three; their weights are small beside the tokens, so joining them costs little
+            weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+            projected = F.linear(tokens, weights).chunk(3, dim=-1)
         else:
             projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
@@ -233,6 +224,34 @@ class Downsample(nn.Module):
         return self.conv(hidden_states)
 
 
+class SmoothedEnlargement(Function):
+    """A 3x3 convolution of a map (B, C, H, W) whose pixels are repeated up to `size`.
+
+    The backward pass repeats them again instead of keeping four times as many.
+    """
+
+    @staticmethod
+    def forward(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, size: torch.Size) -> Tensor:
+        return F.conv2d(F.interpolate(hidden_states, size=size, mode="nearest"), weight, bias, padding=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, torch.Size], output: Tensor) -> None:
+        hidden_states, weight, _, ctx.size = inputs
+        ctx.save_for_backward(hidden_states, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        hidden_states, weight = (x.to(gradient.dtype) for x in ctx.saved_tensors)  # they differ under autocast
+        enlarged = F.interpolate(hidden_states, size=ctx.size, mode="nearest")
+        once, no_padding, sizes = [1, 1], [0, 0], [len(weight)]
+        of_enlarged, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient, enlarged, weight, sizes, once, once, once, False, no_padding, 1, [True, True, True]
+        )
+        of_hidden_states = torch.ops.aten.upsample_nearest2d_backward(of_enlarged, ctx.size, hidden_states.shape)
+        return of_hidden_states, of_weight, of_bias, None
+
+
 class Upsample(nn.Module):
     """Repeats pixels up to `size` (height, width), about twice the present one, and smooths with a convolution."""
 
@@ -241,4 +260,5 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: Tensor, size: torch.Size) -> Tensor:
-        return self.conv(F.interpolate(hidden_states, size=size, mode="nearest"))
+        enlarge = SmoothedEnlargement.forward if torch.compiler.is_compiling() else SmoothedEnlargement.apply
+        return enlarge(hidden_states, self.conv.weight, self.conv.bias, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ from sdscratch.models.blocks import (
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
-    side_by_side,
     timestep_sinusoid,
 )
 from sdscratch.models.unet_config import misfits, per_level, read_config, refuse
@@ -39,17 +38,17 @@ class Stage(nn.Module):
         if attention is not None:
             self.attentions.append(attention)
 
-    def run_layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, shift: Tensor, text: Tensor) -> Tensor:
+    def run_layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Tensor) -> Tensor:
         """Layer `i`. Under gradient checkpointing only its inputs are kept, and the backward pass runs it again."""
-        inputs = i, hidden_states, skip, shift, text
+        inputs = i, hidden_states, skip, time, text
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self._layer(*inputs)
 
-    def _layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, shift: Tensor, text: Tensor) -> Tensor:
+    def _layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Tensor) -> Tensor:
         if skip is not None:
             hidden_states = torch.cat([hidden_states, skip], dim=1)
-        hidden_states = self.resnets[i](hidden_states, shift)
+        hidden_states = self.resnets[i](hidden_states, time)
         return self.attentions[i](hidden_states, text) if i < len(self.attentions) else hidden_states
 
 
@@ -60,10 +59,10 @@ class DownStage(Stage):
         super().__init__()
         self.downsamplers = nn.ModuleList()
 
-    def forward(self, hidden_states: Tensor, shifts: Iterator[Tensor], text: Tensor) -> list[Tensor]:
+    def forward(self, hidden_states: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
         results = []
         for i in range(len(self.resnets)):
-            hidden_states = self.run_layer(i, hidden_states, None, next(shifts), text)
+            hidden_states = self.run_layer(i, hidden_states, None, time, text)
             results.append(hidden_states)
         for downsample in self.downsamplers:
             results.append(downsample(hidden_states))
@@ -73,9 +72,9 @@ class DownStage(Stage):
 class MidStage(Stage):
     """The bottom of the U: a residual block, attention, a residual block."""
 
-    def forward(self, hidden_states: Tensor, shifts: Iterator[Tensor], text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, time: Tensor, text: Tensor) -> Tensor:
         for i in range(len(self.resnets)):
-            hidden_states = self.run_layer(i, hidden_states, None, next(shifts), text)
+            hidden_states = self.run_layer(i, hidden_states, None, time, text)
         return hidden_states
 
 
@@ -86,9 +85,9 @@ class UpStage(Stage):
         super().__init__()
         self.upsamplers = nn.ModuleList()
 
-    def forward(self, hidden_states: Tensor, skips: list[Tensor], shifts: Iterator[Tensor], text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, skips: list[Tensor], time: Tensor, text: Tensor) -> Tensor:
         for i in range(len(self.resnets)):
-            hidden_states = self.run_layer(i, hidden_states, skips.pop(), next(shifts), text)
+            hidden_states = self.run_layer(i, hidden_states, skips.pop(), time, text)
         for upsample in self.upsamplers:
             hidden_states = upsample(hidden_states, size=skips[-1].shape[2:])
         return hidden_states
@@ -234,24 +233,19 @@ class UNet(nn.Module):
             timesteps = latents.new_full((), timesteps, dtype=torch.float32)
         timesteps = timesteps.to(latents.device).expand(latents.shape[0])
         sinusoid = self.sinusoid(timesteps).to(latents.dtype)
-        shifts = self._shifts(F.silu(self.time_embedding(sinusoid)))
+        time = F.silu(self.time_embedding(sinusoid))  # every residual block begins with this silu: taken once
 
         skips = [self.conv_in(latents)]
         for down in self.down_blocks:
-            skips += down(skips[-1], shifts, encoder_hidden_states)
-        hidden_states = self.mid_block(skips[-1], shifts, encoder_hidden_states)
+            skips += down(skips[-1], time, encoder_hidden_states)
+        hidden_states = self.mid_block(skips[-1], time, encoder_hidden_states)
         for up in self.up_blocks:
-            hidden_states = up(hidden_states, skips, shifts, encoder_hidden_states)
+            hidden_states = up(hidden_states, skips, time, encoder_hidden_states)
         return self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
 
     def _stages(self) -> tuple[Any, ...]:
         """In the order in which they run."""
         return *self.down_blocks, self.mid_block, *self.up_blocks
-
-    def _shifts(self, time: Tensor) -> Iterator[Tensor]:
-        """What each residual block adds to its pixels, (B, its channels), in the order of their turns: one product for all."""
-        projections = [resnet.time_emb_proj for stage in self._stages() for resnet in stage.resnets]
-        return iter(side_by_side(projections, time).split([layer.out_features for layer in projections], dim=-1))
 
 
 def has_attention(block_type: str) -> bool:

@@ -34,10 +34,9 @@ def test_diffusers_is_counted_as_on_record():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_training_step_takes_fewer_kernels_fewer_bytes_and_less_memory_than_in_diffusers(layout):
     ours, theirs = cost(UNet, layout), cost(UNet2DConditionModel, "nchw")
-    assert ours.kernels <= 0.80 * theirs.kernels
-    assert ours.bytes_touched <= (0.92 if layout == "nchw" else 0.90) * theirs.bytes_touched
-    assert ours.kept_bytes <= 0.91 * theirs.kept_bytes
-    assert ours.kept_bytes <= 0.88 * cost(UNet2DConditionModel, "nhwc").kept_bytes
+    assert ours.kernels <= 0.84 * theirs.kernels
+    assert ours.bytes_touched <= (0.91 if layout == "nchw" else 0.90) * theirs.bytes_touched
+    assert ours.kept_bytes <= 0.90 * theirs.kept_bytes
 
 
 def test_channels_last_needs_no_copy_in_either_direction():
@@ -45,10 +44,10 @@ def test_channels_last_needs_no_copy_in_either_direction():
     assert (ours.forward + ours.backward).keys().isdisjoint({"clone", "copy_", "contiguous"})
 
 
-def test_what_is_copied_are_weights_that_are_joined_and_little_else():
-    """16 self-attentions and all residual blocks' projections of the time, in addition to 12 skips and the sinusoid."""
-    ours, theirs = cost(UNet, "nchw").forward, cost(UNet2DConditionModel, "nchw").forward
-    assert {name: number - theirs[name] for name, number in ours.items() if number > theirs[name]} == {"cat": 17}
+def test_what_is_joined_more_often_are_weights():
+    """Those of 16 self-attentions; diffusers joins 12 skips and a sinusoid, and once more an output that is one already."""
+    ours, theirs = cost(UNet, "nhwc").forward, cost(UNet2DConditionModel, "nhwc").forward
+    assert {name: number - theirs[name] for name, number in ours.items() if number > theirs[name]} == {"cat": 15}
 
 
 @pytest.mark.parametrize(("side", "tflop"), [(32, 0.537), (64, 2.407)])
