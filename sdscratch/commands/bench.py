@@ -34,13 +34,17 @@ def run(cfg: DictConfig) -> None:
     """
     check_choice("what", cfg.what, (*SUBJECTS, "all"))
     check_whole("threads", cfg.threads)
+    import diffusers
     import torch
+    import transformers
 
     from sdscratch.bench.report import PAGE, Fact, Findings, write_report
     from sdscratch.bench.setting import preheat
     from sdscratch.commands.quiet import quieten_libraries
 
     quieten_libraries()
+    transformers.utils.logging.set_verbosity_error()  # of what pipelines would like to have installed
+    diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(cfg.threads)
     setting = _setting(cfg)
     findings, rate = Findings(), None

@@ -6,6 +6,7 @@ import logging
 import warnings
 
 import diffusers
+import lightning.pytorch  # noqa: F401  # which sets how much it says when it is loaded
 import transformers
 
 
