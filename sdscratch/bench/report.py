@@ -43,7 +43,6 @@ class Findings:
 
 def write_report(folder: Path, command: str, about: dict[str, Any], findings: Findings) -> None:
     """bench.json, bench.md and bench.png. Raises CannotWriteError."""
-    folder.mkdir(parents=True, exist_ok=True)
     compared = [{**asdict(c), "verdict": c.verdict} for c in findings.comparisons]
     write_json(
         folder / JSON,

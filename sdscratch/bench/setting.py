@@ -38,6 +38,7 @@ class Setting:
         for name in ("batch_size", "latent_size", "rounds"):
             check_whole(name, getattr(self, name))
         check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
+        check_choice("compile", self.compile, ("no", "regions", "whole"))
         if self.device.type not in ("cpu", "cuda"):
             raise ConfigError(f"device={self.device} cannot be timed: expected cpu or cuda")
         if self.on_cuda and not torch.cuda.is_available():

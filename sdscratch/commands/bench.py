@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 
 from sdscratch.config import build
 from sdscratch.console import say
-from sdscratch.errors import SdscratchError, check_choice, check_whole
+from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError, check_choice, check_whole
 
 if TYPE_CHECKING:
     from sdscratch.bench.report import Findings
     from sdscratch.bench.setting import Setting
+    from sdscratch.models import UNet
 
 SUBJECTS = ("unet", "train", "loader", "sample", "encode", "startup")
 
@@ -48,13 +49,11 @@ def run(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads)
     setting = _setting(cfg)
     findings, rate = Findings(), None
-    out = Path(cfg.out or f"experiments/bench-{cfg.what}")
+    out = _writable(Path(cfg.out or f"experiments/bench-{cfg.what}"))
     if setting.on_cuda:
         rate = preheat(setting.device, cfg.preheat)
         findings.facts.append(Fact("matrix product, bfloat16", rate, "TFLOP/s"))
     trace = out / "trace.json" if cfg.trace else None
-    if trace is not None:
-        out.mkdir(parents=True, exist_ok=True)
     for name in SUBJECTS if cfg.what == "all" else [cfg.what]:
         say(f"{name} ...")
         findings.add(_benchmark(name, cfg, setting, rate, trace)())
@@ -67,6 +66,27 @@ def run(cfg: DictConfig) -> None:
         say(f"{fact.title}: {fact.value:.4g} {fact.unit}")
     print(out / PAGE)
     _conclude(findings, cfg.strict)
+
+
+def _writable(out: Path) -> Path:
+    """Found out before anything is measured."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot write into {out}: {error.strerror or error}; set out= to another folder"
+        ) from error
+    return out
+
+
+def _network(cfg: DictConfig) -> UNet:
+    network = build(cfg.model)
+    if network.config["_class_name"] != "UNet2DConditionModel":
+        raise ConfigError(
+            f"{cfg.model._target_} is a network that diffusers has not, so there is nothing to compare it with: set model= to "
+            "another, such as model=unet_mid"
+        )
+    return network
 
 
 def _command(cfg: DictConfig) -> str:
@@ -94,7 +114,10 @@ def _setting(cfg: DictConfig) -> Setting:
 
     from sdscratch.bench.setting import Setting
 
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:  # torch has no class of its own for it
+        raise ConfigError(f"device={cfg.device} is unknown; expected cpu or cuda") from error
     on_cuda = device.type == "cuda"
     return Setting(
         device,
@@ -118,10 +141,10 @@ def _benchmark(
     from sdscratch.bench.unet import bench_unet
 
     return {
-        "unet": lambda: bench_unet(build(cfg.model), setting),
-        "train": lambda: bench_train(build(cfg.model), setting, rate, trace),
+        "unet": lambda: bench_unet(_network(cfg), setting),
+        "train": lambda: bench_train(_network(cfg), setting, rate, trace),
         "loader": lambda: bench_loader(setting),
-        "sample": lambda: bench_sample(build(cfg.model), setting),
+        "sample": lambda: bench_sample(_network(cfg), setting),
         "encode": lambda: bench_encode(setting),
         "startup": lambda: bench_startup(setting),
     }[name]

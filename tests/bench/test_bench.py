@@ -12,8 +12,9 @@ from sdscratch.bench.report import JSON, PAGE, PICTURE, Findings, write_report
 from sdscratch.bench.setting import Setting
 from sdscratch.bench.timing import Comparison, Laps, race, turns
 from sdscratch.bench.train import OURS, PEER, bench_train
-from sdscratch.commands.bench import SlowerError, _conclude
-from sdscratch.errors import ConfigError
+from sdscratch.commands.bench import SlowerError, _conclude, run
+from sdscratch.config import compose
+from sdscratch.errors import CannotWriteError, ConfigError
 from sdscratch.models import UNet
 
 CPU = torch.device("cpu")
@@ -98,3 +99,22 @@ def test_what_no_benchmark_can_time_is_refused():
         Setting(torch.device("meta"), 2, 8, 3)
     with pytest.raises(ConfigError, match="rounds is 0"):
         Setting(CPU, 2, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["device=gpu0"], ConfigError, "device=gpu0 is unknown"),
+        (["what=speed"], ConfigError, "what='speed' is unknown"),
+        (["compile=fast"], ConfigError, "compile='fast' is unknown"),
+        (
+            ["what=unet", "model=unet_sd_from_scratch", "model.block_out_channels=[32]", "model.attention_levels=[]"],
+            ConfigError,
+            "diffusers has not",
+        ),
+        (["out=/dev/null/x"], CannotWriteError, "cannot write into /dev/null/x"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(words, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run(compose("bench", [f"out={tmp_path}", "device=cpu", *words]))
