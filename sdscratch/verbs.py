@@ -281,4 +281,16 @@ will do, and any model folder, or run of stage=autoencoder.""",
         "MODEL OUT [key=value ...]",
         named=("model", "out"),
     ),
+    "bench": Verb(
+        "bench",
+        "bench",
+        "Measure how fast it is, side by side with others that do the same; writes a table, a picture and JSON.",
+        (
+            "sdscratch bench train",
+            "sdscratch bench unet rounds=20 strict=true",
+            "sdscratch bench all model=unet_sd1x batch_size=64 latent_size=64",
+        ),
+        "[unet | train | loader | sample | encode | startup | all] [key=value ...]",
+        named=("what",),
+    ),
 }

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import logging
 import platform
 import shlex
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import diffusers
 import lightning as L
 import torch
-import transformers
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,6 +20,7 @@ from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.commands import launch
 from sdscratch.commands.assembly import make_stage
 from sdscratch.commands.code_version import commit
+from sdscratch.commands.quiet import quieten_libraries
 from sdscratch.commands.trainer import check_trainer, make_trainer
 from sdscratch.config import (
     Change,
@@ -144,7 +141,7 @@ def _open(folder: RunFolder, cfg: DictConfig) -> Start | None:
 
 def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignals) -> Start | None:
     """Train from `start` to the end; or to where the run must turn back, giving its new start."""
-    _quieten_libraries()
+    quieten_libraries()
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     begun_before = folder.holds_a_run()
@@ -207,7 +204,7 @@ def _join(cfg: DictConfig, folder: RunFolder, signals: StopSignals) -> None:
     """Meet the other ranks, where torchrun or SLURM has started some. Raises LostRankError where they cannot be met."""
     if (world := launch.world_size(cfg.trainer)) < 2:
         return
-    _quieten_libraries()
+    quieten_libraries()
     strategy = make_trainer(cfg, folder).strategy
     with signals.ending_at_once(), ranks.patience(world):
         strategy.setup_environment()
@@ -320,18 +317,3 @@ def _provenance(cfg: DictConfig, datamodule: BaseDataModule, module: Stage, trai
         "resolution": cfg.dataset.resolution,
         "data": datamodule.about(),
     }
-
-
-def _quieten_libraries() -> None:
-    """Their hints and bars are for people who call them themselves; errors still come through."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*no `validation_step`.*",
-        ".*treespec, LeafSpec.*",
-        ".*callbacks used to create.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

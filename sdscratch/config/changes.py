@@ -41,6 +41,8 @@ NOT_LEARNT = (
     "dataset.num_workers",
     "length",
     "stage.channels_last",
+    "stage.compile",
+    "stage.memory_budget",
     "stage.preview_prompts",
     "threads",
     "trainer.accelerator",

@@ -76,7 +76,10 @@ class Objective:
         """Ask the network once. latents, noise: (B, C, h, w), latents of about unit variance; timesteps (B,)."""
         output = network(self.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states)
         errors = output.float() - self.target(latents, noise, timesteps)  # half precision would lose small ones
-        return Losses(errors.square().flatten(1).mean(1), self.weights(timesteps))
+        squares = errors.square().sum(
+            (1, 2, 3)
+        )  # whose gradient keeps the layout of the output, as that of a mean does not
+        return Losses(squares / errors[0].numel(), self.weights(timesteps))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from sdscratch.errors import ConfigError
 
@@ -67,7 +70,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels)."""
+    """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels).
+
+    Without a context tokens gather from each other.
+    """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
         super().__init__()
@@ -77,11 +83,46 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        if (
+            context is None
+        ):  # one product for all three; their weights are small beside the tokens, so joining them costs little
+            weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+            projected = F.linear(tokens, weights).chunk(3, dim=-1)
+        else:
+            projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         gathered = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, channels / heads)
         return self.to_out(gathered.transpose(1, 2).flatten(2))
+
+
+class Gate(Function):
+    """values * gelu(gates), of both side by side (..., 2 C) -> (..., C).
+
+    The backward pass computes gelu again instead of keeping it, which takes a third off what a feed-forward layer keeps, and
+    writes both gradients where they belong.
+    """
+
+    @staticmethod
+    def forward(both: Tensor) -> Tensor:
+        values, gates = both.chunk(2, dim=-1)
+        return values * F.gelu(gates)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        values, gates = both.chunk(2, dim=-1)
+        of_both = torch.empty_like(both)
+        of_values, of_gates = of_both.chunk(2, dim=-1)
+        torch.mul(gradient, F.gelu(gates), out=of_values)
+        torch.mul(gradient, values, out=of_gates)
+        torch.ops.aten.gelu_backward.grad_input(of_gates, gates, grad_input=of_gates)
+        return of_both
 
 
 class GEGLU(nn.Module):
@@ -92,8 +133,8 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(in_channels, 2 * out_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        values, gates = self.proj(tokens).chunk(2, dim=-1)
-        return values * F.gelu(gates)
+        both = self.proj(tokens)
+        return Gate.forward(both) if torch.compiler.is_compiling() else Gate.apply(both)  # a compiler chooses by itself
 
 
 class FeedForward(nn.Module):
@@ -121,8 +162,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
-        normed = self.norm1(tokens)
-        tokens = tokens + self.attn1(normed, normed)
+        tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
 
@@ -165,7 +205,7 @@ class SpatialTransformer(nn.Module):
 
 def to_tokens(feature_map: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H*W, C), without a copy."""
-    return feature_map.flatten(2).transpose(1, 2)
+    return feature_map.flatten(2).transpose(1, 2).contiguous()
 
 
 def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
@@ -184,6 +224,34 @@ class Downsample(nn.Module):
         return self.conv(hidden_states)
 
 
+class SmoothedEnlargement(Function):
+    """A 3x3 convolution of a map (B, C, H, W) whose pixels are repeated up to `size`.
+
+    The backward pass repeats them again instead of keeping four times as many.
+    """
+
+    @staticmethod
+    def forward(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, size: torch.Size) -> Tensor:
+        return F.conv2d(F.interpolate(hidden_states, size=size, mode="nearest"), weight, bias, padding=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, torch.Size], output: Tensor) -> None:
+        hidden_states, weight, _, ctx.size = inputs
+        ctx.save_for_backward(hidden_states, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        hidden_states, weight = (x.to(gradient.dtype) for x in ctx.saved_tensors)  # they differ under autocast
+        enlarged = F.interpolate(hidden_states, size=ctx.size, mode="nearest")
+        once, no_padding, sizes = [1, 1], [0, 0], [len(weight)]
+        of_enlarged, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient, enlarged, weight, sizes, once, once, once, False, no_padding, 1, [True, True, True]
+        )
+        of_hidden_states = torch.ops.aten.upsample_nearest2d_backward(of_enlarged, ctx.size, hidden_states.shape)
+        return of_hidden_states, of_weight, of_bias, None
+
+
 class Upsample(nn.Module):
     """Repeats pixels up to `size` (height, width), about twice the present one, and smooths with a convolution."""
 
@@ -192,4 +260,5 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: Tensor, size: torch.Size) -> Tensor:
-        return self.conv(F.interpolate(hidden_states, size=size, mode="nearest"))
+        enlarge = SmoothedEnlargement.forward if torch.compiler.is_compiling() else SmoothedEnlargement.apply
+        return enlarge(hidden_states, self.conv.weight, self.conv.bias, size)

@@ -206,8 +206,8 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, top, norm_eps)
         self.conv_out = nn.Conv2d(top, out_channels, 3, padding=1)
 
-        for stage in (*self.down_blocks, self.mid_block, *self.up_blocks):
-            stage.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            self.checkpoint_gradients()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], gradient_checkpointing: bool = False) -> UNet:
@@ -216,6 +216,11 @@ class UNet(nn.Module):
         Raises ConfigError that names every key asking for what this network does not have.
         """
         return cls(**read_config(config, _config_defaults()), gradient_checkpointing=gradient_checkpointing)
+
+    def checkpoint_gradients(self) -> None:
+        """From here on keep the activations of one layer instead of all, for about a third more compute."""
+        for stage in self._stages():
+            stage.gradient_checkpointing = True
 
     def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
         """Predict what the objective asks for: noise, velocity or flow.
@@ -237,6 +242,10 @@ class UNet(nn.Module):
         for up in self.up_blocks:
             hidden_states = up(hidden_states, skips, time, encoder_hidden_states)
         return self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
+
+    def _stages(self) -> tuple[Any, ...]:
+        """In the order in which they run."""
+        return *self.down_blocks, self.mid_block, *self.up_blocks
 
 
 def has_attention(block_type: str) -> bool:

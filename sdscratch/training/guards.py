@@ -68,6 +68,11 @@ class Guard(StepCallback):
         super().on_train_start(trainer, module)
         self._give_up_after_too_many(trainer, trainer.global_step)  # it may have been stopped at the last of them
 
+    @property
+    def asks_for_finite_numbers_only(self) -> bool:
+        """Whether it refuses a step for nothing else."""
+        return not self.skip_spikes
+
     def allows(self, report: StepReport, step: int) -> bool:
         """Whether the optimizer may take the step that follows `step` steps."""
         self.finding = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sdscratch.data import LatentBatch
 from sdscratch.data.grid import CaptionedImages
 from sdscratch.diffusion import Objective, ValidationLoss
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, check_choice
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import FrozenEncoders
+from sdscratch.models.regions import HowToCompile, compile_network
 from sdscratch.pipeline import SamplingDefaults, TextToImage
 from sdscratch.training import ranks
 from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
@@ -28,6 +29,10 @@ class LatentDiffusion(Stage):
 
     objective: what is asked of the UNet and how losses are weighted. sampling: how previews are drawn, and the defaults
     that the model folder hands on.
+
+    compile: the network that is trained, in regions or as a whole; auto: in regions on CUDA, not elsewhere. Its average, which
+    is only looked at now and then, stays as it is. memory_budget: below 1, less is kept between the passes and more computed
+    again: where the network is compiled, the compiler chooses what; where it is not, layer by layer, and any number means that.
     """
 
     component = "unet"
@@ -47,7 +52,12 @@ class LatentDiffusion(Stage):
         global_batch_size: int = 1,
         channels_last: bool = False,
         augment: Augmentation | None = None,
+        compile: HowToCompile | Literal["auto"] = "auto",
+        memory_budget: float = 1.0,
     ) -> None:
+        check_choice("stage.compile", compile, ("auto", "no", "regions", "whole"))
+        if not 0 <= memory_budget <= 1:
+            raise ConfigError(f"stage.memory_budget is {memory_budget}: expected a share of the activations, in [0, 1]")
         super().__init__(
             network, optimizer, lr_schedule, ema_decay, max_grad_norm, global_batch_size, channels_last, augment
         )
@@ -57,12 +67,19 @@ class LatentDiffusion(Stage):
             )
         self.encoders, self.objective, self.sampling = encoders, objective, sampling
         self.preview_prompts = preview_prompts
+        self.how_to_compile, self.memory_budget = compile, memory_budget
         if objective.min_snr_gamma is not None:
             self.counts["gamma"] = objective.min_snr_gamma
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.encoders.to(self.device)
+        how = self.how_to_compile
+        if how == "auto":
+            how = "regions" if self.device.type == "cuda" else "no"
+        if how == "no" and self.memory_budget < 1:
+            self.network.checkpoint_gradients()
+        compile_network(self.network, how, self.memory_budget)
 
     def losses(self, batch: LatentBatch) -> dict[str, Tensor]:
         """Weighted loss, which is minimised, beside the unweighted one, which compares between runs."""

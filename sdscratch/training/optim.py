@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdscratch.errors import ConfigError, check_whole
@@ -20,6 +22,19 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def can_skip(optimizer: Optimizer) -> bool:
+    """Whether it can be told by a tensor, which the host need not know, to leave everything as it is: fused ones can."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+@contextmanager
+def skipping(optimizer: Optimizer, where: Tensor) -> Iterator[None]:
+    """Steps in here change nothing where the tensor () is 1, and are taken where it is 0. For optimizers that `can_skip`."""
+    optimizer.found_inf = where  # type: ignore[attr-defined]  # what torch's GradScaler tells them in
+    yield
+    del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def check_next_step(optimizer: Optimizer) -> None:

@@ -22,8 +22,9 @@ from sdscratch.errors import ConfigError
 from sdscratch.models.weights import misfits
 from sdscratch.training import ranks
 from sdscratch.training.ema import Average, Ema
+from sdscratch.training.hearing import OnItsWay
 from sdscratch.training.injection import disturb
-from sdscratch.training.optim import parameter_groups
+from sdscratch.training.optim import can_skip, parameter_groups, skipping
 
 if TYPE_CHECKING:
     from sdscratch.training.guards import Guard
@@ -184,26 +185,32 @@ class Stage(L.LightningModule, ABC):
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
-        self.report = self._agree(self.grad_norm, scale=scaler.get_scale() if scaler is not None else 1.0)
+        is_bad, said = self._agree(self.grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.global_step)
+        on_device = self.guard is not None and self.guard.asks_for_finite_numbers_only and can_skip(optimizer.optimizer)
+        if on_device and scaler is None:  # which then need not wait until the host has heard and decided
+            with skipping(optimizer.optimizer, where=is_bad):
+                super().optimizer_step(epoch, batch_idx, optimizer, lambda: None)
+        self.report = self._report(said.read(), scale=scaler.get_scale() if scaler is not None else 1.0)
         if self.report.stop:
             self.trainer.should_stop = True
         if self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.global_step)
-            if scaler is None:
-                super().optimizer_step(epoch, batch_idx, optimizer, lambda: None)
-            else:
+            if scaler is not None:
                 scaler.step(optimizer.optimizer)
+            elif not on_device:
+                super().optimizer_step(epoch, batch_idx, optimizer, lambda: None)
             self.constrain()
             for average in (self.ema, *self.further_averages):
                 average.update(self.network)
         if scaler is not None:
             scaler.update()
 
-    def _agree(self, grad_norm: Tensor, scale: float) -> StepReport:
-        """One all-reduce and one wait for the device, for all that ranks must agree on before an optimizer step.
+    def _agree(self, grad_norm: Tensor) -> tuple[Tensor, OnItsWay]:
+        """One all-reduce, for all that ranks must agree on before an optimizer step.
 
-        Gradients are the same on all ranks by now, so their norm needs no words.
+        Gradients are the same on all ranks by now, so their norm needs no words. Gives 1 where a loss or the norm is not
+        finite, else 0, on the device; and all that was said, for `_report`.
         """
         names = list(self._micro_batches[0])
         losses = [torch.stack([losses[name] for losses in self._micro_batches]).mean() for name in names]
@@ -212,8 +219,13 @@ class Stage(L.LightningModule, ABC):
         bad[self.global_rank] = ~own.isfinite()
         number = self.stop_signals.number if self.stop_signals else 0
         counts = [self._quarantined, number == signal.SIGTERM, number == signal.SIGINT]
-        said = torch.cat([torch.stack(losses), bad.new_tensor(counts), bad])
-        *totals, norm = torch.cat([ranks.add_up(said), grad_norm.float()[None]]).tolist()
+        said = ranks.add_up(torch.cat([torch.stack(losses), bad.new_tensor(counts), bad]))
+        is_bad = said[-len(bad) :].any() | ~grad_norm.isfinite()
+        return is_bad.float(), OnItsWay(torch.cat([said, grad_norm.float()[None]]))
+
+    def _report(self, said: list[float], scale: float) -> StepReport:
+        names = list(self._micro_batches[0])
+        *totals, norm = said
         quarantined, terminated, interrupted, *bad_ranks = totals[len(names) :]
         self._micro_batches, self._quarantined = [], 0
         return StepReport(

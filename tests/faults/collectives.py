@@ -1,22 +1,26 @@
-"""python collectives.py OUT WORDS: `sdscratch WORDS`, and into OUT what ranks say to each other from one optimizer step to the
-next: a JSON list per step, of the names of c10d operations."""
+"""python collectives.py OUT WORDS: `sdscratch WORDS`, and into OUT what ranks say to each other between optimizer steps: a JSON
+object per step, of the names of c10d operations (`asked`) and how many numbers each all-reduce was of (`sizes`)."""
 
 from __future__ import annotations
 
 import json
 import sys
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
 from sdscratch.cli import main
 
-with profile(activities=[ProfilerActivity.CPU]) as profiler:
+with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
     assert main(sys.argv[2:]) == 0
-steps: list[list[str]] = [[]]
+steps: list[dict[str, Any]] = [{"asked": [], "sizes": []}]
 for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
     if event.name.startswith("Optimizer.step#"):
-        steps.append([])
+        steps.append({"asked": [], "sizes": []})
     elif event.name.startswith("c10d::"):
-        steps[-1].append(event.name)
+        steps[-1]["asked"].append(event.name)
+    elif event.name == "gloo:all_reduce":
+        steps[-1]["sizes"].append(prod(event.input_shapes[0]))
 Path(sys.argv[1]).write_text(json.dumps(steps))

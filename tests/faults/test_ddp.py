@@ -13,6 +13,7 @@ import torch
 from harness import LONG, ForkServer, differing_rows, rows, state_hashes, wait_until
 from PIL import Image
 from ranks import Job
+from safetensors.torch import load_file
 
 from sdscratch.data.shapes import write_shapes
 from sdscratch.run_folder import RunFolder
@@ -171,8 +172,11 @@ def test_a_step_costs_one_all_reduce_of_gradients_and_one_small_one_however_much
     # What comes before the trial of a step, before the first one, and after the last.
     _, _, first, *steps, _ = json.loads(out.read_text())
     assert len(steps) == 4
+    weights = load_file(tmp_path / "tiny/model/unet/diffusion_pytorch_model.safetensors").values()
+    gradients, agreement = sum(weight.numel() for weight in weights), 2 + 3 + 2  # losses, counts, whose loss is bad
     for said in steps:
-        assert said == ["c10d::allreduce_", "c10d::allreduce_"], (first, steps)
+        assert said["asked"] == ["c10d::allreduce_", "c10d::allreduce_"], (first, steps)
+        assert said["sizes"] == [gradients, agreement], (first, steps)
 
 
 def test_two_ranks_draw_the_previews_of_one(server, train_words, tmp_path):
