@@ -197,3 +197,9 @@ def test_two_adoptions_of_one_folder_at_once_are_kept_apart(tars):
     assert not (tars / MANIFEST).exists()
     other.communicate(b"\n")
     assert Tars(tars).adopt().total == 5 and not (tars / LOCK).exists()
+
+
+def test_the_lock_of_an_adoption_that_was_killed_at_its_very_end_is_tidied_up(tars):
+    manifest = Tars(tars).adopt()
+    (tars / LOCK).write_text("1")
+    assert Tars(tars).adopt() == manifest and not (tars / LOCK).exists()

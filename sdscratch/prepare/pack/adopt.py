@@ -18,7 +18,7 @@ from sdscratch.data.index import OpenFiles, ShardIndex
 from sdscratch.data.manifest import Manifest, Shard
 from sdscratch.data.shards import BAD, KEY, KEY_IN_WORDS, SUFFIXES, UNFINISHED, Members
 from sdscratch.errors import DataError, check_choice
-from sdscratch.files import FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
+from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import MAX_BYTES, require_folder
 
@@ -46,8 +46,8 @@ class Tars:
         """
         check_choice("on_bad", on_bad, ("fail", "quarantine"))
         folder = Path(self.path)
-        if (present := _present(folder)) is not None:
-            return present
+        if (present := _present(folder)) is not None and not (folder / LOCK).exists():
+            return present  # else somebody is at it, or was killed at its very end
         with FolderLock(folder, "end it").held():
             return _present(folder) or self._adopt(folder, on_bad, engine, workers, progress)
 
