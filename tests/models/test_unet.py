@@ -91,28 +91,21 @@ def gradients(unet: nn.Module, output: Tensor) -> dict[str, Tensor]:
 
 def assert_gradients_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
     assert ours.keys() == theirs.keys()
-    largest = max(
-        g.abs().max() for g in theirs.values()
-    )  # some are all rounding: exactly, attention in one token has none
-    scales = {name: g.abs().max().clamp(min=1e-3 * largest) for name, g in theirs.items()}
+    largest = max(g.abs().max() for g in theirs.values())
+    # Some are all rounding: attention within a map of one pixel has none, and what feeds it next to none.
+    scales = {name: g.abs().max().clamp(min=largest / 20) for name, g in theirs.items()}
     errors = {name: ((ours[name] - g).abs().max() / scales[name]).item() for name, g in theirs.items()}
     assert max(errors.values()) < tolerance, max(errors.items(), key=lambda item: item[1])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance", "of_gradients"),
-    [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 1e-3)],  # in maps of one pixel gradients cancel nearly
-    ids=["f64", "f32"],
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["f64", "f32"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_outputs_and_all_gradients_equal_diffusers(
-    shape: str, dtype: torch.dtype, tolerance: float, of_gradients: float
-) -> None:
+def test_outputs_and_all_gradients_equal_diffusers(shape: str, dtype: torch.dtype, tolerance: float) -> None:
     ours, theirs = twins(dtype, **SHAPES[shape])
     latents, timesteps, text = inputs(ours)
     found, expected = ours(latents, timesteps, text), theirs(latents, timesteps, text).sample
     assert (found - expected).abs().max() < tolerance
-    assert_gradients_equal(gradients(ours, found), gradients(theirs, expected), of_gradients)
+    assert_gradients_equal(gradients(ours, found), gradients(theirs, expected), tolerance)
 
 
 @pytest.mark.parametrize("size", [(7, 5), (9, 12), (3, 16)])
