@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SdscratchError as error:
         return _complain(error, error.exit_code)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _complain(error, ConfigError.exit_code)
         if error.errno not in DISK_FULL:
             raise
         return _complain(error, CannotWriteError.exit_code)

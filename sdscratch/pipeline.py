@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdscratch.data import to_pil
 from sdscratch.data.images import to_tensor
-from sdscratch.devices import best_device, dtype_of
+from sdscratch.devices import device_of, dtype_of
 from sdscratch.diffusion import (
     Denoise,
     Denoiser,
@@ -71,7 +71,7 @@ class TextToImage:
         in float32. tiling: decode pictures one by one and in overlapping parts, for little memory.
         Raises DataError when there is no model or it is damaged, ConfigError for a device or dtype that cannot be used.
         """
-        number_type = dtype_of(dtype)
+        place, number_type = device_of(device), dtype_of(dtype)
         unet, encoders, noise_schedule, prediction_type, about = load_model(model)
         known = {field.name for field in fields(SamplingDefaults)}
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
@@ -82,7 +82,7 @@ class TextToImage:
         if tiling:
             encoders.vae.enable_slicing()
             encoders.vae.enable_tiling()
-        return pipe.to(device or best_device(), number_type)
+        return pipe.to(place, number_type)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TextToImage:
         """Move all networks, or change their dtype, in place. Raises ConfigError for a device that is not there."""
@@ -160,7 +160,10 @@ class TextToImage:
                 progress(first * steps + step * count, len(prompts) * steps)
                 on_step(step, steps, watched.estimate)
             if not current.isfinite().all():
-                warnings.warn("the network's answers are no finite numbers: try dtype=fp32 or bf16", stacklevel=3)
+                warnings.warn(
+                    "the network's answers are no finite numbers: try less guidance_scale, or dtype=fp32 or bf16",
+                    stacklevel=3,
+                )
             for picture in map(to_pil, self.encoders.decode(current)):
                 ready(len(images), picture)
                 images.append(picture)

@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     _check(cfg)
     out = Path(cfg.out)
     model = _load(cfg)
-    known = provenance(cfg.model)
+    known = provenance(cfg.model, model.about)
     measured = measures(
         Path(cfg.evaluation or evaluation_folder(cfg.model)), model, asked_for=cfg.evaluation is not None
     )

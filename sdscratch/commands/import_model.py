@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from sdscratch.console import warn
-from sdscratch.errors import ConfigError
+from sdscratch.errors import CannotWriteError, ConfigError
 from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
 from sdscratch.interop.hub import fetch
 from sdscratch.interop.model_file import ModelFile
@@ -25,15 +26,20 @@ def run(cfg: DictConfig) -> None:
 
 def require_free(out: Path) -> None:
     """Raise ConfigError where something is in the way: nothing that is there is ever replaced."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    try:
+        is_free = not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir()))
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {out}: {error.strerror}. Choose another out=") from error
+    if not is_free:
         raise ConfigError(f"out={out} is there already: choose another place, or remove it")
 
 
 def _read(source: Path, cfg: DictConfig) -> Model:
     if not source.is_file():
+        folder = find_model_folder(source)
         if cfg.weights != "ema" or cfg.partial or cfg.configs:
             raise ConfigError(f"{cfg.path} is a folder: weights=, partial= and configs= are for single files")
-        return load_model_folder(find_model_folder(source))
+        return load_model_folder(folder)
     return ModelFile(
         path=source,
         weights=cfg.weights,

@@ -6,6 +6,7 @@ model stands beside its file, in the folder STEM.configs: a pipeline folder with
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial as bind
 from pathlib import Path
@@ -125,7 +126,11 @@ def write_single_file(
         replace_folder(configs, write_configs)
     except OSError as error:
         raise CannotWriteError(f"cannot write {configs}: {error}. Free some space or choose another out=") from error
-    write_atomically(path, lambda file: file.write(save(plain, metadata={"format": "pt"})))
+    try:
+        write_atomically(path, lambda file: file.write(save(plain, metadata={"format": "pt"})))
+    except BaseException:  # Ctrl-C too: configs of no file would be in the way
+        shutil.rmtree(configs, ignore_errors=True)
+        raise
 
 
 def read_single_file(

@@ -51,6 +51,9 @@ def test_a_checkpoint_is_exported_as_what_it_was_at_its_step(tiny_run, tmp_path)
     weights = older.load()["ema"]["weights"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(out / UNET).items())
     assert json.loads((out / "sdscratch.json").read_text())["step"] == older.step
+    card = (out / "README.md").read_text()
+    assert f"{older.step} optimizer steps, {older.samples_seen} samples seen" in card
+    assert "30 optimizer steps" not in card and "val/loss = " not in card
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
