@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from sdscratch.data import to_pil
-from sdscratch.data.images import to_tensor
+from sdscratch.data.images import as_rgb, to_tensor
 from sdscratch.devices import device_of, dtype_of
 from sdscratch.diffusion import (
     Denoise,
@@ -246,4 +246,4 @@ def _sampler(asked: SamplingSettings) -> Callable[..., Iterator[Tensor]]:
 
 def _fitted(image: Image.Image, asked: SamplingSettings) -> Image.Image:
     """In RGB, scaled to cover height and width, and cropped at its centre."""
-    return ImageOps.fit(image.convert("RGB"), (asked.width, asked.height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(as_rgb(image), (asked.width, asked.height), Image.Resampling.LANCZOS)

@@ -77,7 +77,7 @@ def _measures(asked: Any, subject: Subject) -> list[str]:
         "loss": (subject.has_unet and subject.run.recipe_file.is_file(), "a run of stage=diffusion as model="),
         "pictures": (subject.has_unet, "a model with a UNet"),
         "autoencoder": (
-            (subject.folder / "vae").is_dir() and subject.path is not None,
+            subject.has_vae and subject.path is not None,
             "a VAE, and path=FOLDER of image shards",
         ),
         "retrieval": (

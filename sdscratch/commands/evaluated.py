@@ -48,12 +48,10 @@ class Subject:
 
     @cached_property
     def folder(self) -> Path:
-        """The model's. Raises DataError where there is none."""
+        """The model's, unless it is a file. Raises DataError where there is none."""
         from sdscratch.interop.diffusers_folder import find_model_folder
 
         run, model = self.run, str(self.cfg.model)
-        if self.is_checkpoint:
-            return run.model_folder
         if run.model_folder.is_dir() or (run.path / "vae").is_dir() or (run.path / "clip").is_dir():
             return run.model_folder if run.model_folder.is_dir() else run.path
         try:
@@ -69,8 +67,9 @@ class Subject:
         return run_of(str(self.cfg.model))
 
     @property
-    def is_checkpoint(self) -> bool:
-        return self.run.path != Path(str(self.cfg.model))
+    def is_file(self) -> bool:
+        """A checkpoint, or a whole model made elsewhere."""
+        return self.run.path != Path(str(self.cfg.model)) or self.run.path.is_file()
 
     @cached_property
     def out(self) -> Path:
@@ -78,7 +77,11 @@ class Subject:
 
     @property
     def has_unet(self) -> bool:
-        return self.is_checkpoint or (self.folder / "unet").is_dir()
+        return self.is_file or (self.folder / "unet").is_dir()
+
+    @property
+    def has_vae(self) -> bool:
+        return self.is_file or (self.folder / "vae").is_dir()
 
     @property
     def has_clip(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_paths import optional, out_folder
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError
 from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
@@ -16,7 +17,7 @@ from sdscratch.interop.model_file import ModelFile
 
 def run(cfg: DictConfig) -> None:
     """Read `path`, whole and strictly, and write the model folder `out`."""
-    out = Path(cfg.out)
+    out = out_folder(cfg)
     require_free(out)
     source = fetch(cfg.path) if cfg.path.startswith("hf:") else Path(cfg.path)
     model = _read(source, cfg)
@@ -35,9 +36,10 @@ def require_free(out: Path) -> None:
 
 
 def _read(source: Path, cfg: DictConfig) -> Model:
+    configs = optional(cfg, "configs")
     if not source.is_file():
         folder = find_model_folder(source)
-        if cfg.weights != "ema" or cfg.partial or cfg.configs:
+        if cfg.weights != "ema" or cfg.partial or configs:
             raise ConfigError(f"{cfg.path} is a folder: weights=, partial= and configs= are for single files")
         return load_model_folder(folder)
     return ModelFile(
@@ -47,5 +49,5 @@ def _read(source: Path, cfg: DictConfig) -> Model:
         heads=cfg.heads,
         vae=cfg.vae,
         text_encoder=cfg.text_encoder,
-        configs=Path(cfg.configs) if cfg.configs else None,
+        configs=Path(configs) if configs else None,
     ).load(say=lambda left_out: warn(f"left out: {left_out}"))

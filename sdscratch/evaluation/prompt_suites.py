@@ -44,11 +44,13 @@ def captions(path: str | None, count: int) -> list[Prompt]:
             "suite=captions asks with the captions of real pictures, but there are none: set path=FOLDER, of image shards, or "
             "another suite, such as suite=shapes"
         )
+    check_whole("suite.count", count)
     return [Prompt(text) for text in RealPictures(path, count).captions]
 
 
 def shapes(split: Split, count: int, seed: int) -> list[Prompt]:
     """Prompts for scenes of the embedded data set, which the judge can read back; a category per split."""
+    check_whole("suite.count", count)
     return [Prompt(text, split, scene) for text, scene in drawn_scenes.prompts(split, count, seed)]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
-from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.errors import CannotWriteError, DataError, check_choice
 from sdscratch.files import replace_folder, write_atomically, write_json
 from sdscratch.interop import compvis_keys
 from sdscratch.interop.diffusers_folder import ABOUT, Model, read_about, read_settings, reading, write_settings
@@ -147,8 +147,7 @@ def read_single_file(
     pipeline folder that gives what the file does not say; None stands for SD 1.x, with `tokenizer`.
     Raises DataError that names tensors, by their names in the file, which are missing, unexpected or of another shape.
     """
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights={weights!r} is unknown; expected ema or raw")
+    check_choice("weights", weights, ("ema", "raw"))
     tensors = _with_usual_names(tensors_of(content.get("state_dict", content), where))
     model = _built(configs, tokenizer, tensors)
     averages = weights == "ema" and any(name.startswith("model_ema.diffusion_model") for name in tensors)
