@@ -33,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     model = _load(cfg)
     known = provenance(cfg.model, model.about)
     measured = measures(
-        Path(cfg.evaluation or evaluation_folder(cfg.model)), model, asked_for=cfg.evaluation is not None
+        Path(str(cfg.evaluation or evaluation_folder(cfg.model))), model, asked_for=cfg.evaluation is not None
     )
     if cfg.format == "single_file":
         configs = configs_beside(out)

@@ -13,6 +13,7 @@ from sdscratch.errors import CannotWriteError, ConfigError
 from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
 from sdscratch.interop.hub import fetch
 from sdscratch.interop.model_file import ModelFile
+from sdscratch.interop.run_checkpoint import run_around
 
 
 def run(cfg: DictConfig) -> None:
@@ -36,6 +37,10 @@ def require_free(out: Path) -> None:
 
 
 def _read(source: Path, cfg: DictConfig) -> Model:
+    if run_around(source):
+        raise ConfigError(
+            f"{cfg.path} is a run's checkpoint: `sdscratch export {cfg.path} {cfg.out}` makes a model folder of it"
+        )
     configs = optional(cfg, "configs")
     if not source.is_file():
         folder = find_model_folder(source)

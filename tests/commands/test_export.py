@@ -128,6 +128,7 @@ def test_what_cannot_be_exported_is_one_line_and_exit_code_2(tiny_run, tmp_path,
         ([run, ""], "out is empty: expected a folder"),
         ([run, str(tmp_path / "pipe")], "is there already"),
         ([run, free, "push=nobody"], "push=nobody is no repository"),
+        ([run, free, "push=3"], "push=3 is no repository"),
         ([str(tmp_path), free], "is no whole model"),
         ([str(tiny_run.model_folder), free, "weights=raw"], "weights=raw needs a run with checkpoints"),
     ):

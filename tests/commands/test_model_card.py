@@ -13,7 +13,7 @@ from sdscratch.cli import main
 from sdscratch.commands.provenance import provenance
 from sdscratch.evaluation.results import Evaluation, Row, Table
 from sdscratch.interop.diffusers_folder import load_model_folder
-from sdscratch.interop.model_card import model_card
+from sdscratch.interop.model_card import Provenance, model_card
 from sdscratch.models.encoders import fingerprint
 
 
@@ -87,5 +87,8 @@ def test_the_encoders_that_a_unet_stands_on_are_told_with_their_runs_or_names(ti
     OmegaConf.save(cfg, tmp_path / "config.yaml")
     model = load_model_folder(tiny_run.model_folder)
     text = model_card("mine", model, "fp32", provenance(str(tmp_path), model.about), file="mine")
+    assert model_card(
+        "mine", model._replace(about={"posthoc_ema": {}, "imported": {}}), "fp32", Provenance(), file="mine"
+    )
     assert "### Its VAE: tiny\n\n- 30 optimizer steps, 120 samples seen" in text
     assert "### Its text encoder: openai/clip-vit-large-patch14" in text

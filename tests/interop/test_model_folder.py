@@ -176,6 +176,7 @@ def with_another_vae(folder: Path) -> None:
         (with_another_shape(TEXT), "1 tensors of the CLIP text encoder are mismatched"),
         (write("unet/config.json", "[]"), "unet/config.json holds no JSON object"),
         (write("unet/config.json", '{"class_embed_type": "timestep"}'), "class_embed_type is 'timestep'"),
+        (say("unet/config.json", layers_per_block=10**9), "layers_per_block is 1000000000, expected at most 100"),
         (write("vae/config.json", "[]"), "vae holds no VAE"),
         (write("text_encoder/config.json", "{}"), "of the CLIP text encoder are"),
         (write("scheduler/scheduler_config.json", "{}"), "scheduler cannot be read: the scheduler is a None"),
