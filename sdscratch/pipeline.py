@@ -31,7 +31,7 @@ from sdscratch.diffusion import (
     guided,
     guided_within,
 )
-from sdscratch.errors import ConfigError, check_choice, check_whole
+from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
 from sdscratch.interop.model_source import load_model, raw_weights
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
 from sdscratch.sampling_settings import SamplingDefaults, SamplingSettings, texts_of
@@ -77,7 +77,10 @@ class TextToImage:
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
         side = unet.config["sample_size"] or 64  # as diffusers takes null
         size = (side[0] if isinstance(side, list | tuple) else side) * downsampling_factor(encoders.vae)
-        defaults = SamplingDefaults(**{"size": size, **given})
+        try:
+            defaults = SamplingDefaults(**{"size": size, **given})
+        except ConfigError as error:
+            raise DataError(f"{model} says of itself what it cannot be sampled with: {error}") from error
         pipe = cls(unet, encoders, noise_schedule, prediction_type, defaults, partial(raw_weights, model, unet))
         if tiling:
             encoders.vae.enable_slicing()
