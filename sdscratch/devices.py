@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
-from sdscratch.errors import check_choice
+from sdscratch.errors import ConfigError, check_choice
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -14,6 +16,15 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_of(name: object) -> str:
+    """The device of that name; None: the best one. Raises ConfigError for what is no name of any."""
+    if name is None:
+        return best_device()
+    if not isinstance(name, str) or not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"device is {name!r}: expected cuda, cuda:1, mps or cpu")
+    return name
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -12,13 +12,14 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from sdscratch.errors import CannotWriteError, RunFolderError
 
 LOCK = ".lock"
-HALF = re.compile(r"\..+\.(\d{1,7})\.tmp")  # with the number of the process that writes it
+HALF = re.compile(r"\..+\.(\d{1,7})\.(?:tmp|old)")  # with the number of the process that writes it
 
 
 def sha256_of(path: Path) -> str:
@@ -130,17 +131,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str 
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder beside `folder`, make it durable, then put it in that place. Raises OSError."""
-    half, old = (folder.with_name(folder.name + ending) for ending in (".tmp", ".old"))
-    for leftover in (half, old):
+    """Let `write` fill a folder beside `folder`, make it durable, then put it in that place. Leaves nothing behind on error.
+
+    Raises OSError.
+    """
+    remove_halves(folder.parent, folder.name)
+    half, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+    for leftover in (half, old):  # of another process that had this number
         shutil.rmtree(leftover, ignore_errors=True)
     half.mkdir(parents=True)
-    write(half)
-    for path in [*half.rglob("*"), half]:
-        _make_durable(path)
-    if folder.exists():
-        folder.rename(old)
-    half.rename(folder)
+    try:
+        write(half)
+        for path in [*half.rglob("*"), half]:
+            _make_durable(path)
+        if folder.exists():
+            folder.rename(old)
+        half.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(half, ignore_errors=True)
     _make_durable(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -160,11 +170,17 @@ def crash_point(name: str) -> None:
         os._exit(9)
 
 
-def remove_halves(folder: Path) -> None:
-    """Remove from `folder` what processes that are no more had begun to write with `write_atomically`."""
-    for path in folder.glob(".*.tmp"):
+def remove_halves(folder: Path, name: str = "") -> None:
+    """Remove from `folder` the files and folders that processes which are no more had begun to write there.
+
+    name: only what was to be called so.
+    """
+    for path in folder.glob(f".{escape(name) or '*'}.*.*"):
         if (found := HALF.fullmatch(path.name)) and not _is_alive(int(found[1])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

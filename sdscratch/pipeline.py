@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from sdscratch.data import to_pil
-from sdscratch.data.images import to_tensor
-from sdscratch.devices import best_device, dtype_of
+from sdscratch.data.images import as_rgb, to_tensor
+from sdscratch.devices import device_of, dtype_of
 from sdscratch.diffusion import (
     Denoise,
     Denoiser,
@@ -31,7 +31,7 @@ from sdscratch.diffusion import (
     guided,
     guided_within,
 )
-from sdscratch.errors import ConfigError, check_choice, check_whole
+from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
 from sdscratch.interop.model_source import load_model, raw_weights
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
 from sdscratch.sampling_settings import SamplingDefaults, SamplingSettings, texts_of
@@ -71,18 +71,21 @@ class TextToImage:
         in float32. tiling: decode pictures one by one and in overlapping parts, for little memory.
         Raises DataError when there is no model or it is damaged, ConfigError for a device or dtype that cannot be used.
         """
-        number_type = dtype_of(dtype)
+        place, number_type = device_of(device), dtype_of(dtype)
         unet, encoders, noise_schedule, prediction_type, about = load_model(model)
         known = {field.name for field in fields(SamplingDefaults)}
         given = {name: value for name, value in about.get("sampling", {}).items() if name in known}
         side = unet.config["sample_size"] or 64  # as diffusers takes null
         size = (side[0] if isinstance(side, list | tuple) else side) * downsampling_factor(encoders.vae)
-        defaults = SamplingDefaults(**{"size": size, **given})
+        try:
+            defaults = SamplingDefaults(**{"size": size, **given})
+        except ConfigError as error:
+            raise DataError(f"{model} says of itself what it cannot be sampled with: {error}") from error
         pipe = cls(unet, encoders, noise_schedule, prediction_type, defaults, partial(raw_weights, model, unet))
         if tiling:
             encoders.vae.enable_slicing()
             encoders.vae.enable_tiling()
-        return pipe.to(device or best_device(), number_type)
+        return pipe.to(place, number_type)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TextToImage:
         """Move all networks, or change their dtype, in place. Raises ConfigError for a device that is not there."""
@@ -160,7 +163,10 @@ class TextToImage:
                 progress(first * steps + step * count, len(prompts) * steps)
                 on_step(step, steps, watched.estimate)
             if not current.isfinite().all():
-                warnings.warn("the network's answers are no finite numbers: try dtype=fp32 or bf16", stacklevel=3)
+                warnings.warn(
+                    "the network's answers are no finite numbers: try less guidance_scale, or dtype=fp32 or bf16",
+                    stacklevel=3,
+                )
             for picture in map(to_pil, self.encoders.decode(current)):
                 ready(len(images), picture)
                 images.append(picture)
@@ -243,4 +249,4 @@ def _sampler(asked: SamplingSettings) -> Callable[..., Iterator[Tensor]]:
 
 def _fitted(image: Image.Image, asked: SamplingSettings) -> Image.Image:
     """In RGB, scaled to cover height and width, and cropped at its centre."""
-    return ImageOps.fit(image.convert("RGB"), (asked.width, asked.height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(as_rgb(image), (asked.width, asked.height), Image.Resampling.LANCZOS)

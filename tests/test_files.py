@@ -13,7 +13,7 @@ import torch
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import LOCK, FolderLock, remove_halves, write_atomically, write_json
+from sdscratch.files import LOCK, FolderLock, remove_halves, replace_folder, write_atomically, write_json
 
 
 def test_json_is_readable_and_keeps_its_order(tmp_path):
@@ -80,6 +80,31 @@ def test_what_a_killed_writer_leaves_is_removed_and_what_a_living_one_writes_is_
     assert len(os.listdir(tmp_path)) == 3
     remove_halves(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [living, ".other.tmp"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all_and_nothing_beside_it_is_touched(tmp_path):
+    for mine in ("model", "model.old", "model.tmp"):
+        (tmp_path / mine).mkdir()
+        (tmp_path / mine / "kept").touch()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".model.{dead.pid}.tmp" / "unet").mkdir(parents=True)
+    (tmp_path / f".other.{dead.pid}.tmp").mkdir()
+
+    def full(half):
+        (half / "new").touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        replace_folder(tmp_path / "model", full)
+    assert sorted(os.listdir(tmp_path)) == [f".other.{dead.pid}.tmp", "model", "model.old", "model.tmp"]
+    assert os.listdir(tmp_path / "model") == ["kept"]
+    replace_folder(tmp_path / "model", lambda half: (half / "new").touch())
+    assert [os.listdir(tmp_path / name) for name in ("model", "model.old", "model.tmp")] == [
+        ["new"],
+        ["kept"],
+        ["kept"],
+    ]
 
 
 def test_a_folder_that_cannot_be_is_an_error_that_names_the_path(tmp_path):

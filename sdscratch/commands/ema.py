@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_paths import optional
 from sdscratch.commands.import_model import require_free
 from sdscratch.console import warn
 from sdscratch.errors import DataError, check_whole
@@ -26,7 +27,7 @@ def run(cfg: DictConfig) -> None:
         check_whole("step", cfg.step)
     run = RunFolder(cfg.model)
     ending = "" if cfg.step is None else f"_step_{cfg.step:08d}"
-    out = run.path / f"model_ema_{cfg.length}{ending}" if cfg.out is None else Path(cfg.out)
+    out = run.path / f"model_ema_{cfg.length}{ending}" if optional(cfg, "out") is None else Path(cfg.out)
     require_free(out)
     model = load_model_folder(find_model_folder(run.path))
     found = reconstruct(run, cfg.length, cfg.step)

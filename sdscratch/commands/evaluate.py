@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from sdscratch.evaluation.results import Table
 
 MEASURES = ("loss", "pictures", "autoencoder", "retrieval")
-WITH_DEFAULTS = ("num_inference_steps", "guidance_scale", "sampler", "size")  # null: as the model says
-AS_GIVEN = ("negative_prompt", "guidance_rescale", "eta", "weights", "seed")
+MOST_PICTURES, MOST_REPLICATES = 1_000_000, 100_000
 SHOWN, SHOWN_OF_CATEGORY, COLUMNS = 24, 6, 6  # pictures in a grid
 
 
 def run(cfg: DictConfig) -> None:
     """Write report.html and results.json into `out`, or, as one part of several, draw pictures there."""
-    check_whole("count", cfg.count)
+    check_whole("count", cfg.count, most=MOST_PICTURES)
     check_whole("batch_size", cfg.batch_size)
-    check_whole("replicates", cfg.replicates, 0)
+    check_whole("replicates", cfg.replicates, 0, MOST_REPLICATES)
     part = _part(cfg.part)
     subject = Subject(cfg)
     measures = _measures(cfg.measures, subject)
     prompts = build(cfg.suite) if "pictures" in measures else []
+    subject.check(prompts)
     if part is not None:
         if "pictures" not in measures:
             raise ConfigError("part= shares the drawing of pictures, but none are to be drawn")
@@ -47,18 +47,19 @@ def run(cfg: DictConfig) -> None:
     from sdscratch.evaluation.report import REPORT, write_report
     from sdscratch.evaluation.results import ALL, Evaluation
 
-    tables: list[Table] = []
+    found: dict[str, Iterable[Table]] = {}
     grids: dict[str, str] = {}
     if "loss" in measures:
-        tables += _loss(subject, asked_for=cfg.measures is not None)
-    if "pictures" in measures:
-        pictures = _drawn(subject, prompts)
-        tables += _of_pictures(subject, pictures)
-        grids = _grids(subject.out, pictures)
+        found["loss"] = list(_loss(subject, asked_for=cfg.measures is not None))
     if "autoencoder" in measures:
-        tables.append(_autoencoder(subject))
+        found["autoencoder"] = [_autoencoder(subject)]
+    if "pictures" in measures:  # when all else is done with the networks: `dtype` rounds them
+        pictures = _drawn(subject, prompts)
+        found["pictures"] = list(_of_pictures(subject, pictures))
+        grids = _grids(subject.out, pictures)
     if "retrieval" in measures:
-        tables.append(_retrieval(subject))
+        found["retrieval"] = [_retrieval(subject)]
+    tables = [table for name in MEASURES for table in found.get(name, [])]
     evaluation = Evaluation(f"Evaluation of {cfg.model}", tables, grids)
     evaluation.write(subject.out)
     for table in tables:
@@ -76,11 +77,11 @@ def _measures(asked: Any, subject: Subject) -> list[str]:
         "loss": (subject.has_unet and subject.run.recipe_file.is_file(), "a run of stage=diffusion as model="),
         "pictures": (subject.has_unet, "a model with a UNet"),
         "autoencoder": (
-            (subject.folder / "vae").is_dir() and cfg.path is not None,
+            subject.has_vae and subject.path is not None,
             "a VAE, and path=FOLDER of image shards",
         ),
         "retrieval": (
-            subject.has_clip and cfg.path is not None,
+            subject.has_clip and subject.path is not None,
             "a CLIP (clip=FOLDER), and path=FOLDER of image shards",
         ),
     }
@@ -90,6 +91,8 @@ def _measures(asked: Any, subject: Subject) -> list[str]:
             raise ConfigError(f"{cfg.model} alone leaves nothing to measure: set path=FOLDER, of image shards")
         return found
     names = [str(name) for name in asked] if isinstance(asked, ListConfig) else [str(asked)]
+    if not names:
+        raise ConfigError(f"measures is empty: expected some of {', '.join(MEASURES)}")
     for name in names:
         if name not in possible:
             raise ConfigError(f"measures names {name!r}: expected some of {', '.join(MEASURES)}")
@@ -109,23 +112,24 @@ def _part(part: Any) -> tuple[int, int] | None:
 
 def _drawn(subject: Subject, prompts: Sequence[Prompt], part: tuple[int, int] = (0, 1)) -> DrawnPictures:
     """All pictures of the suite, or those of a part; drawn where they are not there yet."""
+    from sdscratch.devices import dtype_of
     from sdscratch.evaluation.drawn_pictures import DrawnPictures
     from sdscratch.models.encoders import fingerprint
 
     cfg, pipe = subject.cfg, subject.pipe
-    chosen = {name: getattr(pipe.defaults, name) if cfg[name] is None else cfg[name] for name in WITH_DEFAULTS}
     protocol = {
         "model": str(cfg.model),
         "network": fingerprint(pipe.network(cfg.weights)),
-        **{name: cfg[name] for name in AS_GIVEN},
-        **chosen,
+        "negative_prompt": subject.negative_prompt,
+        **{name: value for name, value in subject.settings.as_dict().items() if name != "strength"},
+        **{name: cfg[name] for name in ("weights", "dtype", "seed")},
         "N": len(prompts),
         "suite": cfg.suite._target_.rpartition(".")[2],
         "prompts": sha256(repr([prompt[:2] for prompt in prompts]).encode()).hexdigest()[:16],
     }
     pictures = DrawnPictures(subject.out / "pictures", prompts, protocol)
     with progress_bar("drawing") as progress:
-        pictures.draw(pipe, cfg.batch_size, part, progress)
+        pictures.draw(pipe.to(dtype=dtype_of(cfg.dtype)), cfg.batch_size, part, progress)
     return pictures
 
 
@@ -142,7 +146,7 @@ def _of_pictures(subject: Subject, pictures: DrawnPictures) -> Iterator[Table]:
         texts = subject.clip.captions([prompt.text for prompt in prompts])
         protocol = {**pictures.protocol, "clip": subject.clip.path, "its weights": subject.clip.fingerprint}
         yield picture_tables.caption_table(images, texts, prompts, protocol, cfg.replicates)
-    if cfg.path is not None and [prompt.text for prompt in prompts] == subject.real.captions:
+    if subject.path is not None and [prompt.text for prompt in prompts] == subject.real.captions:
         network = subject.features
         drawn = subject.embedded(pictures, network, "drawn pictures")
         real = subject.embedded(subject.real, network, "real pictures")

@@ -16,7 +16,10 @@ def run(cfg: DictConfig) -> None:
     """Write the page `out`; warn of numbers that only look as if they compared."""
     if not isinstance(cfg.evaluations, ListConfig) or len(cfg.evaluations) < 2:
         raise ConfigError(f"evaluations is {cfg.evaluations}: expected two folders or more, as in evaluations=[a,b]")
-    evaluations = {Path(str(folder)): Evaluation.read(Path(str(folder))) for folder in cfg.evaluations}
+    folders = [Path(str(folder)) for folder in cfg.evaluations]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError(f"evaluations is {cfg.evaluations}: expected each folder once")
+    evaluations = {folder: Evaluation.read(folder) for folder in folders}
     names = column_names(list(evaluations))
     for title in dict.fromkeys(table.title for found in evaluations.values() for table in found.tables):
         if differing := section(title, names, list(evaluations.values())).differing:

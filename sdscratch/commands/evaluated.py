@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_paths import optional
 from sdscratch.commands.known_runs import did_you_mean_run
+from sdscratch.commands.sample_request import settings_of
 from sdscratch.config import build
 from sdscratch.console import progress_bar
-from sdscratch.errors import DataError, check_whole
+from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
 from sdscratch.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 
     from sdscratch.evaluation.clip_network import ClipNetwork
     from sdscratch.evaluation.features import FeatureNetwork, PictureSet
+    from sdscratch.evaluation.prompt_suites import Prompt
     from sdscratch.evaluation.real_pictures import RealPictures
     from sdscratch.pipeline import TextToImage
+    from sdscratch.sampling_settings import SamplingSettings
 
 
 def evaluation_folder(model: object) -> Path:
@@ -43,12 +48,10 @@ class Subject:
 
     @cached_property
     def folder(self) -> Path:
-        """The model's. Raises DataError where there is none."""
+        """The model's, unless it is a file. Raises DataError where there is none."""
         from sdscratch.interop.diffusers_folder import find_model_folder
 
         run, model = self.run, str(self.cfg.model)
-        if self.is_checkpoint:
-            return run.model_folder
         if run.model_folder.is_dir() or (run.path / "vae").is_dir() or (run.path / "clip").is_dir():
             return run.model_folder if run.model_folder.is_dir() else run.path
         try:
@@ -64,16 +67,21 @@ class Subject:
         return run_of(str(self.cfg.model))
 
     @property
-    def is_checkpoint(self) -> bool:
-        return self.run.path != Path(str(self.cfg.model))
+    def is_file(self) -> bool:
+        """A checkpoint, or a whole model made elsewhere."""
+        return self.run.path != Path(str(self.cfg.model)) or self.run.path.is_file()
 
     @cached_property
     def out(self) -> Path:
-        return Path(str(self.cfg.out)) if self.cfg.out is not None else evaluation_folder(self.cfg.model)
+        return Path(optional(self.cfg, "out") or evaluation_folder(self.cfg.model))
 
     @property
     def has_unet(self) -> bool:
-        return self.is_checkpoint or (self.folder / "unet").is_dir()
+        return self.is_file or (self.folder / "unet").is_dir()
+
+    @property
+    def has_vae(self) -> bool:
+        return self.is_file or (self.folder / "vae").is_dir()
 
     @property
     def has_clip(self) -> bool:
@@ -83,9 +91,9 @@ class Subject:
 
     @cached_property
     def device(self) -> str:
-        from sdscratch.devices import best_device
+        from sdscratch.devices import device_of
 
-        return str(self.cfg.device or best_device())
+        return device_of(self.cfg.device)
 
     @cached_property
     def pipe(self) -> TextToImage:
@@ -111,17 +119,51 @@ class Subject:
         return build(self.cfg.features).to(self.device)
 
     @cached_property
+    def settings(self) -> SamplingSettings:
+        """With which pictures are drawn. Raises ConfigError."""
+        return self.pipe.defaults.settings(**settings_of(self.cfg))
+
+    @property
+    def negative_prompt(self) -> str:
+        return optional(self.cfg, "negative_prompt") or ""
+
+    @cached_property
     def size(self) -> int:
+        """Of the squares that real pictures are cropped to, in pixels: as large as the drawn ones."""
+        if self.has_unet:
+            if self.settings.height != self.settings.width:
+                raise ConfigError("real pictures are measured as squares: set size=, instead of height= and width=")
+            return self.settings.height
         if self.cfg.size is not None:
             check_whole("size", self.cfg.size)
-            return int(self.cfg.size)
-        return self.pipe.defaults.size if self.has_unet else int(self.vae.config.sample_size)
+        return int(self.vae.config.sample_size if self.cfg.size is None else self.cfg.size)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ConfigError or DataError for what could not be drawn or measured, before hours go into all that can."""
+        if prompts:
+            from sdscratch.devices import dtype_of
+            from sdscratch.models.encoders import downsampling_factor
+            from sdscratch.pipeline import LARGEST_SEED
+            from sdscratch.sampling_settings import texts_of
+
+            texts_of([prompt.text for prompt in prompts], self.negative_prompt)
+            check_whole("seed", self.cfg.seed, 0, LARGEST_SEED - len(prompts))
+            check_choice("weights", self.cfg.weights, ("ema", "raw"))
+            dtype_of(self.cfg.dtype)
+            self.settings.check_factor(downsampling_factor(self.pipe.encoders.vae))
+        if self.path is not None:
+            _ = self.real
 
     @cached_property
     def real(self) -> RealPictures:
         from sdscratch.evaluation.real_pictures import RealPictures
 
-        return RealPictures(self.cfg.path, self.cfg.count, self.size)
+        return RealPictures(str(self.path), self.cfg.count, self.size)
+
+    @property
+    def path(self) -> str | None:
+        """Of real pictures, if there are any."""
+        return optional(self.cfg, "path")
 
     def embedded(self, pictures: PictureSet, network: FeatureNetwork, what: str) -> Any:
         """Features of pictures, (N, D), kept for the next time."""

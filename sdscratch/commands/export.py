@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_paths import out_folder
 from sdscratch.commands.evaluated import evaluation_folder
 from sdscratch.commands.import_model import require_free
 from sdscratch.commands.provenance import measures, provenance
 from sdscratch.devices import DTYPES
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_choice
 from sdscratch.interop.diffusers_folder import Model, save_model
 from sdscratch.interop.hub import check_repository, push
 from sdscratch.interop.model_card import Provenance, model_card
@@ -30,9 +31,9 @@ def run(cfg: DictConfig) -> None:
     _check(cfg)
     out = Path(cfg.out)
     model = _load(cfg)
-    known = provenance(cfg.model)
+    known = provenance(cfg.model, model.about)
     measured = measures(
-        Path(cfg.evaluation or evaluation_folder(cfg.model)), model, asked_for=cfg.evaluation is not None
+        Path(str(cfg.evaluation or evaluation_folder(cfg.model))), model, asked_for=cfg.evaluation is not None
     )
     if cfg.format == "single_file":
         configs = configs_beside(out)
@@ -50,10 +51,9 @@ def run(cfg: DictConfig) -> None:
 
 
 def _check(cfg: DictConfig) -> None:
-    for key, known in (("format", FORMATS), ("dtype", DTYPES), ("weights", ("ema", "raw"))):
-        if cfg[key] not in known:
-            raise ConfigError(f"{key}={cfg[key]} is unknown; expected {' or '.join(known)}")
-    out = Path(cfg.out)
+    for key, known in (("format", FORMATS), ("dtype", [*DTYPES]), ("weights", ("ema", "raw"))):
+        check_choice(key, cfg[key], known)
+    out = out_folder(cfg)
     require_free(out)
     if cfg.format == "single_file":
         require_free(configs_beside(out))

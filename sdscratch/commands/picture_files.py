@@ -45,7 +45,7 @@ class PictureFolder:
             path = self.path / (f"{name}.png" if number == 1 else f"{name}_{number}.png")
             if not path.exists():
                 write_atomically(path, lambda file: file.write(content))
-            if path.read_bytes() == content:
+            if path.is_file() and path.read_bytes() == content:
                 break
         return path
 

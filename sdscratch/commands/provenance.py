@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,27 @@ ENCODERS = {"vae": "VAE", "text_encoder": "text encoder"}
 MACHINES_PATH = re.compile(r"(?<!\S)/(?:\S*/)?([^/\s]+/[^/\s]+)")
 
 
-def provenance(model: str) -> Provenance:
-    """Of a run, or a run's model folder; next to nothing of others."""
+def provenance(model: str, about: Mapping[str, Any]) -> Provenance:
+    """Of a run, one of its checkpoints or its model folder; next to nothing of others. about: what the model says of itself."""
     runs = list(_lineage(model))
-    previews = sorted(runs[0].path.glob("samples/step_*/ema.png")) if runs else []
-    samples = previews[-1].read_bytes() if previews else None
-    phases = [_phase(run) for run in reversed(runs)]
-    return Provenance(phases, _encoders(runs[0]) if runs else {}, samples, commit())
+    if not runs:
+        return Provenance(commit=commit())
+    last = _phase(runs[0])
+    if (
+        about.get("posthoc_ema") or about.get("step", last.steps) != last.steps
+    ):  # not the weights that the run ended with
+        last = replace(last, steps=about.get("step"), samples_seen=about.get("samples_seen"), metric={})
+    phases = [*map(_phase, reversed(runs[1:])), last]
+    return Provenance(phases, _encoders(runs[0]), *_preview(runs[0], last.steps), commit())
+
+
+def _preview(run: RunFolder, step: int | None) -> tuple[bytes | None, int | None]:
+    """The latest up to a step, and of which step it is."""
+    files = {file.parent.name.removeprefix("step_"): file for file in run.path.glob("samples/step_*/ema.png")}
+    known = {int(number): file for number, file in files.items() if number.isdecimal()}
+    if not (shown := [number for number in known if step is None or number <= step]):
+        return None, None
+    return known[max(shown)].read_bytes(), max(shown)
 
 
 def measures(folder: Path, model: Model, asked_for: bool) -> list[MeasureFacts]:

@@ -24,7 +24,7 @@ from sdscratch.data.grid import captioned_grid
 if TYPE_CHECKING:
     from sdscratch.pipeline import TextToImage
 
-COLUMNS, MOST_SHOWN = 6, 120  # of the sheet
+COLUMNS, MOST_COLUMNS, MOST_SHOWN = 6, 10, 120  # of the sheet
 
 
 def run(cfg: DictConfig) -> None:
@@ -53,7 +53,7 @@ def draw(pipe: TextToImage, cfg: DictConfig, prompts: list[str], folder: Picture
     each = range(cfg.num_per_prompt)
     negatives = [negative for negative in negatives_of(cfg, len(prompts)) for _ in each]
     prompts = [prompt for prompt in prompts for _ in each]
-    made_by, picture = about(cfg, pipe), initial_image(cfg.init_image)
+    made_by, picture = about(cfg, pipe), initial_image(cfg)
 
     def write(i: int, image: Image.Image) -> None:
         own = {"prompt": prompts[i], "negative_prompt": negatives[i], "seed": cfg.seed + i}
@@ -73,7 +73,8 @@ def draw(pipe: TextToImage, cfg: DictConfig, prompts: list[str], folder: Picture
         )
     if len(images) > 1:
         title = f"{cfg.model}: {cfg.weights} weights, {made_by['num_inference_steps']} steps, seeds from {cfg.seed} on"
-        sheet = captioned_grid(images[:MOST_SHOWN], prompts[:MOST_SHOWN], COLUMNS, title)
+        columns = cfg.num_per_prompt if 1 < cfg.num_per_prompt <= MOST_COLUMNS else COLUMNS  # a row for each prompt
+        sheet = captioned_grid(images[:MOST_SHOWN], prompts[:MOST_SHOWN], columns, title)
         name = f"{safe_name(prompts[0])}_{cfg.seed}-{cfg.seed + len(images) - 1}"
         print(f"all of them: {folder.write(name, sheet, made_by)}")
     return len(images)

@@ -43,7 +43,7 @@ def compare(cfg: DictConfig, prompts: list[str], folder: PictureFolder) -> None:
         raise ConfigError(f"compare={cfg.compare} would draw {pictures} pictures: expected at most {MOST_PICTURES}")
     drawn: dict[tuple[int, int], list[Image.Image]] = {}  # by numbers of prompt and choice, a picture for each seed
     made_by: dict[str, Any] = {}
-    picture = initial_image(cfg.init_image)
+    picture = initial_image(cfg)
     with drawing_bar() as progress:
         for number, choice, pipe in _with_their_models(cfg, choices):
             made_by = made_by or about(cfg, pipe)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from sdscratch.commands.picture_files import PictureFolder
 from sdscratch.commands.sample import draw
 from sdscratch.commands.sample_request import SETTINGS, check_request, settings_of
-from sdscratch.config.words import did_you_mean
+from sdscratch.config.words import did_you_mean, escape_interpolations
 from sdscratch.errors import ConfigError, SdscratchError, check_choice, check_whole, out_of_memory
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class Conversation:
                 "A prompt that looks like one: prompt=..."
             )
         changed = self.cfg.copy()
-        changed[name] = (text or None) if name in TEXTS else _value(text)
+        value = (text or None) if name in TEXTS else _value(text)
+        changed[name] = escape_interpolations(value) if isinstance(value, str) else value
         check_request(changed)
         check_choice("weights", changed.weights, ("ema", "raw"))
         check_whole("seed", changed.seed, 0)
@@ -103,10 +104,13 @@ class Conversation:
 
 
 def _value(text: str) -> object:
+    """A number, a truth, nothing, a list of such; or the text itself."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
+    parts = value if isinstance(value, list) else [value]
+    return value if all(isinstance(part, str | int | float | None) for part in parts) else text
 
 
 def _shown(value: object) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from sdscratch.commands.data_paths import optional, required
 from sdscratch.commands.known_runs import did_you_mean_run
 from sdscratch.data.images import open_image
 from sdscratch.errors import ConfigError, DataError, check_whole
@@ -43,25 +44,26 @@ def check_request(cfg: DictConfig) -> None:
     check_whole("num_per_prompt", cfg.num_per_prompt, most=MOST_PER_PROMPT)
     if cfg.interactive and cfg.compare is not None:
         raise ConfigError("interactive=true and compare= exclude each other: set one")
-    if cfg.interactive and not (cfg.prompt is cfg.batch is None):
+    if cfg.interactive and not (cfg.prompt is optional(cfg, "batch") is None):
         raise ConfigError("interactive=true asks for prompts itself: leave out prompt and batch")
 
 
 def prompts_of(cfg: DictConfig) -> list[str]:
     """Of `prompt`, one or several, or of the lines of the file `batch`. Raises ConfigError, DataError."""
-    if (cfg.prompt is None) == (cfg.batch is None):
+    batch = optional(cfg, "batch")
+    if (cfg.prompt is None) == (batch is None):
         found = "there is no prompt" if cfg.prompt is None else "there are prompt and batch"
         raise ConfigError(
             f'{found}: expected prompt="a text", prompt=[a text,another], or batch=FILE, with one in each line'
         )
-    if cfg.batch is None:
+    if batch is None:
         return [str(prompt) for prompt in (cfg.prompt if isinstance(cfg.prompt, ListConfig) else [cfg.prompt])]
     try:
-        lines = Path(cfg.batch).read_text(encoding="utf-8").splitlines()
+        lines = Path(batch).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise DataError(
-            f"batch={cfg.batch} cannot be read ({reason}): expected a text file with a prompt in each line"
+            f"batch={batch} cannot be read ({reason}): expected a text file with a prompt in each line"
         ) from error
     return [line.strip() for line in lines if line.strip()]
 
@@ -70,7 +72,7 @@ def negatives_of(cfg: DictConfig, count: int) -> list[str]:
     """As many as there are prompts, of one for all, or one each. Raises ConfigError."""
     given = cfg.negative_prompt
     if not isinstance(given, ListConfig):
-        return ["" if given is None else str(given)] * count
+        return [optional(cfg, "negative_prompt") or ""] * count
     if len(given) != count:
         raise ConfigError(f"{len(given)} negative prompts for {count} prompts: give one, or one each")
     return [str(negative) for negative in given]
@@ -82,9 +84,9 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return dict(plain)
 
 
-def initial_image(path: str | None) -> Image.Image | None:
-    """The picture in a file. Raises DataError where there is none."""
-    if path is None:
+def initial_image(cfg: DictConfig) -> Image.Image | None:
+    """The picture in the file init_image. Raises DataError where there is none."""
+    if (path := optional(cfg, "init_image")) is None:
         return None
     try:
         if not Path(path).is_file():
@@ -99,7 +101,7 @@ def load(cfg: DictConfig, model: str | None = None) -> TextToImage:
     """The pipeline of cfg.model, or of another model. Raises DataError, ConfigError."""
     from sdscratch.pipeline import TextToImage  # takes seconds, which a refusal should not
 
-    name = str(cfg.model if model is None else model)
+    name = required(cfg, "model", "a run, a model folder, or a file of weights") if model is None else str(model)
     try:
         return TextToImage.from_pretrained(name, cfg.device, str(cfg.dtype), bool(cfg.tiling))
     except DataError as error:
@@ -109,8 +111,9 @@ def load(cfg: DictConfig, model: str | None = None) -> TextToImage:
 def about(cfg: DictConfig, pipe: TextToImage) -> dict[str, Any]:
     """All that the pictures of this configuration have in common, by the names under which it can be asked for again."""
     known = {"model": cfg.model, **pipe.defaults.settings(**settings_of(cfg)).as_dict()}
-    known |= {name: cfg[name] for name in ("weights", "dtype", "negative_prompt", "init_image")}
-    if cfg.init_image is None:
+    known |= {name: cfg[name] for name in ("weights", "dtype", "negative_prompt")}
+    known["init_image"] = optional(cfg, "init_image")
+    if known["init_image"] is None:
         del known["strength"]
     return {name: value for name, value in known.items() if value is not None}
 

@@ -73,7 +73,7 @@ def _decode(data: bytes, at_least: int | None) -> _Decoded:
                 if (draft := image.draft(None, (needed, needed))) is not None:
                     reduction = round(size[0] / draft[1][2])
             image.load()
-            upright = _to_rgb(ImageOps.exif_transpose(image))
+            upright = as_rgb(image)
             return _Decoded(upright, size if reduction > 1 else upright.size, reduction)
     except DataError:
         raise
@@ -124,10 +124,12 @@ def preprocess(
     """A picture as a network sees it: float32 (3, resolution, resolution) in [-1, 1]. Raises DataError, as above."""
     if isinstance(data, bytes):
         return to_tensor(_fit(_decode(data, at_least=resolution), resolution, crop, flip))
-    return to_tensor(fit(_to_rgb(ImageOps.exif_transpose(data)), resolution, crop, flip))
+    return to_tensor(fit(as_rgb(data), resolution, crop, flip))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB, upright by its EXIF orientation, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to white
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from sdscratch.randomness import key
 
 COVERAGE = 0.95
+ANYWHERE, SHARE = (-math.inf, math.inf), (0.0, 1.0)  # what a statistic can be
 
 
 class Estimate(NamedTuple):
@@ -29,13 +31,19 @@ def mean(values: Tensor) -> float:
 
 
 def estimate(
-    statistic: Callable[..., float], *samples: Tensor, replicates: int, paired: bool = False, seed: int = 0
+    statistic: Callable[..., float],
+    *samples: Tensor,
+    replicates: int,
+    paired: bool = False,
+    within: tuple[float, float] = ANYWHERE,
+    seed: int = 0,
 ) -> Estimate:
     """The statistic of `samples`, tensors with a row per sample, resampled `replicates` times; 0: no interval.
 
     The replicates' quantiles are moved so that their mean is the value: resampling repeats pictures, which by itself raises
     distances between sets such as FID. Counted are the rows of the last tensor.
-    paired: rows of the same number belong together, and are resampled so; else each tensor is by itself.
+    paired: rows of the same number belong together, and are resampled so; else each tensor is by itself. within: what the
+    statistic can be, beyond which its interval does not reach.
     """
     value, number = statistic(*samples), len(samples[-1])
     if not replicates:
@@ -43,6 +51,7 @@ def estimate(
     draw = np.random.Generator(np.random.Philox(key(seed, "bootstrap", 0)))
     found = np.array([statistic(*_resampled(samples, draw, paired)) for _ in range(replicates)])
     low, high = value - found.mean() + np.quantile(found, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    low, high = np.clip([low, high], *within)
     return Estimate(value, float(low), float(high), number)
 
 

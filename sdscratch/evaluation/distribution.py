@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,7 @@ def fid(real: Tensor, drawn: Tensor) -> float:
 
 def fid_estimate(real: Tensor, drawn: Tensor, replicates: int, paired: bool = False) -> Estimate:
     """FID with its interval, which ends at 0 at the latest. paired: as in `estimate`."""
-    found = estimate(fid, real, drawn, replicates=replicates, paired=paired)
-    return found if found.low is None else found._replace(low=max(0.0, found.low))
+    return estimate(fid, real, drawn, replicates=replicates, paired=paired, within=(0.0, math.inf))
 
 
 def kid(real: Tensor, drawn: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +17,11 @@ from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.evaluation.prompt_suites import Prompt
 from sdscratch.files import read_json, remove_halves, write_atomically, write_json
 from sdscratch.pipeline import TextToImage
+from sdscratch.sampling_settings import SamplingSettings
 
 PROTOCOL = "protocol.json"
+SETTINGS = {"negative_prompt", "weights", "size", *(setting.name for setting in fields(SamplingSettings))}
+"""What of a protocol goes to TextToImage."""
 
 
 class DrawnPictures:
@@ -76,21 +80,8 @@ class DrawnPictures:
             progress(number + 1, len(starts))
 
     def _draw(self, pipe: TextToImage, numbers: range) -> None:
-        settings = {name: self.protocol[name] for name in SETTINGS}
+        settings = {name: value for name, value in self.protocol.items() if name in SETTINGS}
         texts = [self.prompts[i].text for i in numbers]
         images = pipe(texts, seed=self.protocol["seed"] + numbers.start, batch_size=len(texts), **settings)
         for i, image in zip(numbers, images, strict=True):
             write_atomically(self.folder / f"{i:05d}.png", partial(image.save, format="PNG"))
-
-
-SETTINGS = (
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "sampler",
-    "eta",
-    "size",
-    "weights",
-)
-"""What of a protocol goes to TextToImage."""

@@ -16,7 +16,7 @@ from sdscratch.data import LatentBatch, to_pil
 from sdscratch.data.images import to_tensor
 from sdscratch.diffusion import Objective
 from sdscratch.errors import ConfigError
-from sdscratch.evaluation.bootstrap import Estimate, estimate, mean
+from sdscratch.evaluation.bootstrap import SHARE, Estimate, estimate, mean
 from sdscratch.evaluation.clip_network import ClipNetwork
 from sdscratch.evaluation.distribution import LEAST, fid_estimate
 from sdscratch.evaluation.features import FeatureNetwork
@@ -132,7 +132,7 @@ def retrieval_table(
         for nearest in (1, 5):
             found = scores.topk(min(nearest, len(captions)), dim=1).indices
             hits = equal.gather(1, found).any(dim=1)
-            rows.append(Row.of(f"R@{nearest}", estimate(mean, hits, replicates=replicates), way))
+            rows.append(Row.of(f"R@{nearest}", estimate(mean, hits, replicates=replicates, within=SHARE), way))
     chance = Estimate(float(same.double().mean()), None, None, len(captions))
     rows.append(Row.of("R@1 by chance", chance, ALL))
     return Table("Retrieval by CLIP", {**protocol, "N": len(captions)}, rows, "Shares in [0, 1].")

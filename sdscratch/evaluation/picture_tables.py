@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdscratch.errors import ConfigError
-from sdscratch.evaluation.bootstrap import estimate, mean
+from sdscratch.evaluation.bootstrap import SHARE, estimate, mean
 from sdscratch.evaluation.distribution import LEAST, covered, fid_estimate, inception_score, kid
 from sdscratch.evaluation.drawn_pictures import DrawnPictures
 from sdscratch.evaluation.prompt_suites import Prompt
@@ -37,8 +37,8 @@ def distribution_table(
         Row.of("FID of two halves of the real", fid_estimate(*halves, replicates)),
         Row.of("KID x 1000", estimate(_kid, real, drawn, replicates=replicates, paired=True)),
         Row.of("KID x 1000 of two halves of the real", estimate(_kid, *halves, replicates=replicates)),
-        Row.of("precision", estimate(mean, covered(drawn, by=real), replicates=replicates)),
-        Row.of("recall", estimate(mean, covered(real, by=drawn), replicates=replicates)),
+        Row.of("precision", estimate(mean, covered(drawn, by=real), replicates=replicates, within=SHARE)),
+        Row.of("recall", estimate(mean, covered(real, by=drawn), replicates=replicates, within=SHARE)),
     ]
     if logits is not None:
         rows.append(Row.of("Inception score", estimate(inception_score, logits, replicates=replicates)))
@@ -73,7 +73,7 @@ def judged_table(pictures: DrawnPictures, protocol: Mapping[str, Any], replicate
     rows = []
     for category, numbers in categories(pictures.prompts).items():
         for name, column in zip((*ATTRIBUTES, "all four"), right[numbers].unbind(dim=1), strict=True):
-            rows.append(Row.of(f"right {name}", estimate(mean, column, replicates=replicates), category))
+            rows.append(Row.of(f"right {name}", estimate(mean, column, replicates=replicates, within=SHARE), category))
     return Table("What the judge of shapes read back", dict(protocol), rows, "Shares of the pictures, in [0, 1].")
 
 

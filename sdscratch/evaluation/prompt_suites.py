@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sdscratch.data import shapes as drawn_scenes
 from sdscratch.data.shapes import Scene, Split
-from sdscratch.errors import ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.evaluation.real_pictures import RealPictures
 
 DRAWBENCH_ORDER = {  # DrawBench's lines as they come in the paper; the plain list names no categories
@@ -44,11 +44,13 @@ def captions(path: str | None, count: int) -> list[Prompt]:
             "suite=captions asks with the captions of real pictures, but there are none: set path=FOLDER, of image shards, or "
             "another suite, such as suite=shapes"
         )
+    check_whole("suite.count", count)
     return [Prompt(text) for text in RealPictures(path, count).captions]
 
 
 def shapes(split: Split, count: int, seed: int) -> list[Prompt]:
     """Prompts for scenes of the embedded data set, which the judge can read back; a category per split."""
+    check_whole("suite.count", count)
     return [Prompt(text, split, scene) for text, scene in drawn_scenes.prompts(split, count, seed)]
 
 
@@ -59,7 +61,7 @@ def lines(path: str, count: int | None = None) -> list[Prompt]:
 
 def parti_prompts(path: str, by: str = "Category", count: int | None = None) -> list[Prompt]:
     """PartiPrompts.tsv (Yu et al. 2022): columns Prompt, Category, Challenge, Note. by: the column that makes categories."""
-    rows = list(csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = _rows(path, delimiter="\t", quoting=csv.QUOTE_NONE)
     if by not in ("Category", "Challenge"):
         raise ConfigError(f"suite.by is {by!r}: expected Category or Challenge")
     if not rows or not rows[0].keys() >= {"Prompt", by}:
@@ -74,12 +76,12 @@ def drawbench(path: str, count: int | None = None) -> list[Prompt]:
 
     In the plain list categories follow from the order, which is the paper's.
     """
-    found = _lines(path)
     if Path(path).suffix == ".csv":
-        rows = list(csv.DictReader(found))
+        rows = _rows(path)
         if not rows or not rows[0].keys() >= {"Prompts", "Category"}:
             raise DataError(f"{path} is no DrawBench file: expected columns Prompts, Category")
         return _checked(path, (Prompt(row["Prompts"] or "", row["Category"] or "") for row in rows), count)
+    found = _lines(path)
     if len(found) != sum(DRAWBENCH_ORDER.values()):
         raise DataError(f"{path} holds {len(found)} prompts, DrawBench has 200. For any other list, set suite=lines")
     names = chain.from_iterable(repeat(name, times) for name, times in DRAWBENCH_ORDER.items())
@@ -112,10 +114,18 @@ def _lines(path: str) -> list[str]:
     return [line.strip(" ") for line in text.splitlines() if line.strip()]
 
 
+def _rows(path: str, **dialect: Any) -> list[dict[str, str]]:
+    """Of a table whose first line names its columns. Raises DataError for what is none."""
+    try:
+        return list(csv.DictReader(_lines(path), **dialect))
+    except csv.Error as error:
+        raise DataError(f"{path} is no table of prompts: {error}") from error
+
+
 def _object(path: str, number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise DataError(f"{path}, line {number}: expected a JSON object with prompt and tag, as GenEval has")
@@ -123,7 +133,9 @@ def _object(path: str, number: int, line: str) -> dict[str, Any]:
 
 
 def _checked(path: str, prompts: Iterable[Prompt], count: int | None) -> list[Prompt]:
-    """`count` of them evenly spread, so that every category keeps its share; None: all."""
+    """`count` of them evenly spread, so that every category keeps its share; None: all. Raises ConfigError, DataError."""
+    if count is not None:
+        check_whole("suite.count", count)
     found = list(prompts)
     if empty := [number for number, prompt in enumerate(found, 1) if not prompt.text.strip()]:
         raise DataError(f"{path}: prompt {empty[0]} is empty")

@@ -29,6 +29,15 @@ class Row:
     def of(cls, measure: str, found: Estimate, group: str = ALL) -> Row:
         return cls(measure, group, *found)
 
+    def is_sound(self) -> bool:
+        """Whether names are texts, and numbers numbers; an interval has both ends or none."""
+        numbers = [self.value] if self.low is self.high is None else [self.value, self.low, self.high]
+        return isinstance(self.measure, str) and isinstance(self.group, str) and all(map(_is_number, numbers))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -57,8 +66,21 @@ class Evaluation:
         found = read_json(folder / RESULTS)
         try:
             tables = [Table(**{**table, "rows": [Row(**row) for row in table["rows"]]}) for table in found["tables"]]
-            return cls(str(found["title"]), tables, dict(found["grids"]))
+            evaluation = cls(str(found["title"]), tables, dict(found["grids"]))
+            evaluation._check()
+            return evaluation
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{folder} holds no evaluation: expected a folder with {RESULTS}, as `sdscratch evaluate out={folder}` writes"
             ) from error
+
+    def _check(self) -> None:
+        """Raise ValueError for what `write` does not write: a page about it shows files of the evaluation's folder only."""
+        for table in self.tables:
+            if not (isinstance(table.title, str) and isinstance(table.protocol, dict) and isinstance(table.note, str)):
+                raise ValueError(f"{table.title!r} is no table")
+            if not all(row.is_sound() for row in table.rows):
+                raise ValueError(f"{table.title} holds what is no row")
+        for file in self.grids.values():
+            if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
+                raise ValueError(f"{file!r} is no file of this folder")

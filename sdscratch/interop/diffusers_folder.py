@@ -8,6 +8,7 @@ Weights are safetensors, configs plain JSON. The folder appears whole: written b
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
 from sdscratch.errors import CannotWriteError, DataError
 from sdscratch.files import replace_folder, write_json
 from sdscratch.interop.schedulers import schedule_of, scheduler_config
+from sdscratch.interop.weight_files import check_finite
 from sdscratch.models.encoders import (
     FrozenEncoders,
     TextEncoder,
@@ -180,8 +182,11 @@ def load_model_folder(folder: Path) -> Model:
         text = load_text_encoder([], str(folder))
     model = Model(unet.eval(), FrozenEncoders(vae, text), noise_schedule, prediction_type, about)
     check_sizes(model, str(folder))
-    if not isinstance(vae.config.scaling_factor, (int, float)):
-        raise DataError(f"{folder / 'vae'} has the scaling_factor {vae.config.scaling_factor}; expected a number")
+    scale = vae.config.scaling_factor
+    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise DataError(f"{folder / 'vae'} has the scaling_factor {scale}; expected a number above 0")
+    for part, network in (("unet", unet), ("vae", vae), ("text_encoder", text.model)):
+        check_finite(network.state_dict(), str(folder / part))
     return model
 
 
@@ -199,8 +204,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     """The content of sdscratch.json, {} in folders made elsewhere."""
     with reading(folder / ABOUT):
         about = read_settings(folder / ABOUT) if (folder / ABOUT).exists() else {}
-        if not isinstance(about.get("sampling", {}), dict):
-            raise DataError(f"its sampling is {about['sampling']!r}; expected names and values")
+        for name in ("sampling", "imported", "posthoc_ema"):
+            if not isinstance(about.get(name, {}), dict):
+                raise DataError(f"its {name} is {about[name]!r}; expected names and values")
         return about
 
 

@@ -52,9 +52,9 @@ def push(path: Path, repository: str) -> str:
     return _asked(f"push={repository}", upload)
 
 
-def check_repository(name: str) -> None:
+def check_repository(name: object) -> None:
     """Raise ConfigError unless it is OWNER/NAME."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ConfigError(f"push={name} is no repository: expected OWNER/NAME")
 
 

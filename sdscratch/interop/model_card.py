@@ -58,12 +58,13 @@ class Provenance:
     """All that is known of how a model came about.
 
     phases: oldest first. encoders: those that its UNet was trained on, by what they are: their runs, or their names.
-    samples: a PNG of pictures. commit: of the code that writes the card.
+    samples: a PNG of pictures that the run drew at samples_step. commit: of the code that writes the card.
     """
 
     phases: Sequence[PhaseFacts] = ()
     encoders: Mapping[str, PhaseFacts | str] = field(default_factory=dict)
     samples: bytes | None = None
+    samples_step: int | None = None
     commit: str | None = None
 
 
@@ -96,7 +97,7 @@ def model_card(
         phases=provenance.phases,
         encoders=provenance.encoders,
         measures=measures,
-        has_samples=provenance.samples is not None,
+        samples_step=provenance.samples_step,
         released=isinstance(model.unet, ReleasedUNet),
         single_file=configs is not None,
         file=file,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sdscratch.errors import ConfigError, DataError, check_whole
+from sdscratch.errors import DataError, check_choice, check_whole
 from sdscratch.interop.weight_files import fill, read_weight_file, tensors_of
 from sdscratch.models.released_unet import ReleasedUNet
 
@@ -38,8 +38,7 @@ def released_unet(
     content: Mapping[str, Any], where: str, weights: Weights = "ema", heads: int = 8, partial: bool = False
 ) -> tuple[ReleasedUNet, list[str]]:
     """The same of what is in the file, and what of it was left out (nothing, unless `partial`). where: how messages begin."""
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights={weights!r} is unknown; expected ema or raw")
+    check_choice("weights", weights, ("ema", "raw"))
     check_whole("heads", heads)
     tensors = _chosen(content, where, weights)
     network = ReleasedUNet(**_sizes(tensors, where), num_attention_heads=heads)

@@ -6,6 +6,7 @@ model stands beside its file, in the folder STEM.configs: a pipeline folder with
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial as bind
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
-from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.errors import CannotWriteError, DataError, check_choice
 from sdscratch.files import replace_folder, write_atomically, write_json
 from sdscratch.interop import compvis_keys
 from sdscratch.interop.diffusers_folder import ABOUT, Model, read_about, read_settings, reading, write_settings
@@ -125,7 +126,11 @@ def write_single_file(
         replace_folder(configs, write_configs)
     except OSError as error:
         raise CannotWriteError(f"cannot write {configs}: {error}. Free some space or choose another out=") from error
-    write_atomically(path, lambda file: file.write(save(plain, metadata={"format": "pt"})))
+    try:
+        write_atomically(path, lambda file: file.write(save(plain, metadata={"format": "pt"})))
+    except BaseException:  # Ctrl-C too: configs of no file would be in the way
+        shutil.rmtree(configs, ignore_errors=True)
+        raise
 
 
 def read_single_file(
@@ -142,8 +147,7 @@ def read_single_file(
     pipeline folder that gives what the file does not say; None stands for SD 1.x, with `tokenizer`.
     Raises DataError that names tensors, by their names in the file, which are missing, unexpected or of another shape.
     """
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights={weights!r} is unknown; expected ema or raw")
+    check_choice("weights", weights, ("ema", "raw"))
     tensors = _with_usual_names(tensors_of(content.get("state_dict", content), where))
     model = _built(configs, tokenizer, tensors)
     averages = weights == "ema" and any(name.startswith("model_ema.diffusion_model") for name in tensors)

@@ -44,6 +44,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "upcast_attention": (False,),
 }
 IGNORED = {"addition_embed_type_num_heads"}  # says nothing while addition_embed_type is None
+MOST_LAYERS = 100  # more would be built for hours before the weights are found not to fit
 UNIFORM = {"cross_attention_dim", "layers_per_block", "only_cross_attention", "transformer_layers_per_block"}
 
 
@@ -76,6 +77,8 @@ def misfits(arguments: Mapping[str, Any]) -> list[str]:
     problems = [
         _expected(arguments, key, "a whole number of at least 1") for key in counts if not _is_count(arguments[key])
     ]
+    if _is_count(arguments["layers_per_block"]) and arguments["layers_per_block"] > MOST_LAYERS:
+        problems.append(_expected(arguments, "layers_per_block", f"at most {MOST_LAYERS}"))
     channels = list(arguments["block_out_channels"])
     for key, kinds in (
         ("down_block_types", ["CrossAttnDownBlock2D", "DownBlock2D"]),

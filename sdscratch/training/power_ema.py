@@ -20,15 +20,18 @@ from torch import nn
 from sdscratch.errors import ConfigError
 from sdscratch.training.ema import Average
 
-LONGEST = 0.28
-"""As a length; at 0.2887 all weights since the start would count alike."""
+SHORTEST, LONGEST = 1e-4, 0.28
+"""As lengths: below, an average is the last weights and no more; at 0.2887 all weights since the start would count alike."""
 
 
 def exponent(length: float) -> float:
-    """The gamma of a length in (0, LONGEST]: the largest root of (g + 2)^2 (g + 3) sigma_rel^2 = g + 1. Raises ConfigError."""
-    if isinstance(length, bool) or not isinstance(length, int | float) or not 0 < length <= LONGEST:
+    """The gamma of a length in [SHORTEST, LONGEST]: the largest root of (g + 2)^2 (g + 3) sigma_rel^2 = g + 1.
+
+    Raises ConfigError.
+    """
+    if isinstance(length, bool) or not isinstance(length, int | float) or not SHORTEST <= length <= LONGEST:
         raise ConfigError(
-            f"an average of length {length!r}: expected a number above 0 and at most {LONGEST}, the standard deviation of "
+            f"an average of length {length!r}: expected a number in [{SHORTEST}, {LONGEST}], the standard deviation of "
             "what it averages as a share of training"
         )
     inverse = length**-2.0

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 from sdscratch.cli import main
 from sdscratch.data.shapes import write_shapes
+from sdscratch.errors import DataError
+from sdscratch.evaluation.results import Evaluation, Row
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import load_vae, new_clip
 
+HOSTILE = {"LONG": "a ring\n" + "x" * 20_000, "DEEP": "[" * 100_000, "WIDE": f"Prompt\tCategory\n{'x' * 200_000}\ta"}
 SMALL = ("num_inference_steps=2", "guidance_scale=1", "replicates=4", "batch_size=8", "device=cpu", "count=12")
 
 
@@ -174,6 +178,16 @@ def test_evaluations_stand_side_by_side_and_other_protocols_are_named(place, who
         (["measures=fid"], "measures names 'fid': expected some of loss, pictures, autoencoder, retrieval"),
         (["measures=retrieval"], "measures=retrieval needs a CLIP"),
         (["count=0"], "count is 0"),
+        (["suite.count=0"], "suite.count is 0"),
+        (["measures=[]"], "measures is empty"),
+        (["seed=-1"], "seed is -1"),
+        (["device=meta"], "device is 'meta': expected cuda"),
+        (["sampler=[ddim]"], "sampler ['ddim'] is unknown"),
+        (["guidance_interval=[5,1]"], "expected the lower noise level first"),
+        (["height=64", "suite=captions", "path=REAL"], "measured as squares"),
+        (["suite=lines", "suite.path=LONG"], "goes on for 20000 characters"),
+        (["suite=geneval", "suite.path=DEEP"], "DEEP, line 1: expected a JSON object"),
+        (["suite=partiprompts", "suite.path=WIDE"], "is no table of prompts: field larger"),
         (["count=3", "suite=captions", "path=REAL"], "too few for FID"),
         (["replicates=-1"], "replicates is -1"),
         (["part=4/4"], "part is 4/4"),
@@ -192,14 +206,52 @@ def test_evaluations_stand_side_by_side_and_other_protocols_are_named(place, who
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(place, tmp_path, capsys, words, said):
     words = [word.replace("REAL", str(place.real)) for word in words]
+    for name, content in HOSTILE.items():
+        (tmp_path / name).write_text(content)
+    words = [re.sub("(LONG|DEEP|WIDE)$", rf"{tmp_path}/\1", word) for word in words]
     assert main(["evaluate", *place.words, "measures=[pictures]", f"out={tmp_path}", *words]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1 or "required, but not set" in error  # which shows the whole command
 
 
+def test_a_setting_that_is_refused_leaves_nothing_behind_that_refuses_the_right_one(place, capsys):
+    out = place.folder / "mended"
+    words = [*place.words, f"out={out}", "measures=[pictures]", "count=2"]
+    assert main(["evaluate", *words, "guidance_scale=nan"]) == 2 and not out.exists()
+    chosen = ["height=64", "width=32", "dtype=bf16", "guidance_scale=2", "guidance_interval=[0.5,5]"]
+    assert main(["evaluate", *words, *chosen]) == 0
+    protocol = tables(out)["Pictures and their prompts"]["protocol"]
+    assert protocol.items() >= {"height": 64, "width": 32, "dtype": "bf16", "guidance_interval": [0.5, 5]}.items()
+    with Image.open(out / "pictures/00000.png") as picture:
+        assert picture.size == (32, 64)
+    found = tables(out)["What the judge of shapes read back"]["rows"]
+    assert all(0 <= row["low"] <= row["high"] <= 1 for row in found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grids": {"a": "../secret.png"}},
+        {"grids": {"a": "/etc/passwd"}},
+        {"grids": {"a": 3}},
+        {"tables": [{"title": "a", "protocol": 3, "rows": []}]},
+        {"tables": [{"title": "a", "protocol": {}, "rows": [["m", "g", "x", None, None, 1]]}]},
+        {"tables": [{"title": "a", "protocol": {}, "rows": [["m", "g", 1.0, 1.0, None, 1]]}]},
+    ],
+)
+def test_results_of_another_shape_are_refused_and_bring_no_file_of_elsewhere_into_a_page(tmp_path, change):
+    for table in change.get("tables", []):
+        table["rows"] = [dict(zip(Row.__annotations__, row, strict=True)) for row in table["rows"]]
+    (tmp_path / "results.json").write_text(json.dumps({"title": "a", "tables": [], "grids": {}, **change}))
+    with pytest.raises(DataError, match="holds no evaluation"):
+        Evaluation.read(tmp_path)
+
+
 def test_a_folder_without_an_evaluation_is_refused(whole, tmp_path, capsys):
     assert main(["evaluate", "compare", f"evaluations=[{whole},{tmp_path}]"]) == 2
     assert f"{tmp_path} holds no evaluation" in capsys.readouterr().err
+    assert main(["evaluate", "compare", f"evaluations=[{whole},{whole}]"]) == 2
+    assert "expected each folder once" in capsys.readouterr().err
     assert main(["evaluate", "compare", f"evaluations=[{whole}]"]) == 2
     assert "expected two folders or more" in capsys.readouterr().err

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from tiny import files_of_at_most
 
 from sdscratch.cli import main
 from sdscratch.commands.train import train
@@ -51,6 +53,9 @@ def test_a_checkpoint_is_exported_as_what_it_was_at_its_step(tiny_run, tmp_path)
     weights = older.load()["ema"]["weights"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(out / UNET).items())
     assert json.loads((out / "sdscratch.json").read_text())["step"] == older.step
+    card = (out / "README.md").read_text()
+    assert f"{older.step} optimizer steps, {older.samples_seen} samples seen" in card
+    assert "30 optimizer steps" not in card and "val/loss = " not in card
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
@@ -111,15 +116,19 @@ def test_the_released_network_is_no_diffusers_folder_but_a_file_under_its_own_na
 
 def test_what_cannot_be_exported_is_one_line_and_exit_code_2(tiny_run, tmp_path, capsys, monkeypatch):
     (tmp_path / "full.safetensors").touch()
+    os.mkfifo(tmp_path / "pipe")
     run, free = str(tiny_run.path), str(tmp_path / "new")
     for words, said in (
-        ([run, free, "format=onnx"], "format=onnx is unknown; expected diffusers or single_file"),
-        ([run, free, "dtype=fp8"], "dtype=fp8 is unknown"),
-        ([run, free, "weights=both"], "weights=both is unknown"),
+        ([run, free, "format=onnx"], "format='onnx' is unknown; expected diffusers or single_file"),
+        ([run, free, "dtype=fp8"], "dtype='fp8' is unknown"),
+        ([run, free, "weights=both"], "weights='both' is unknown"),
         ([run, free, "format=single_file"], "expected one that ends with .safetensors"),
         ([run, str(tmp_path / "full.safetensors"), "format=single_file"], "is there already"),
         ([run, run], "is there already"),
+        ([run, ""], "out is empty: expected a folder"),
+        ([run, str(tmp_path / "pipe")], "is there already"),
         ([run, free, "push=nobody"], "push=nobody is no repository"),
+        ([run, free, "push=3"], "push=3 is no repository"),
         ([str(tmp_path), free], "is no whole model"),
         ([str(tiny_run.model_folder), free, "weights=raw"], "weights=raw needs a run with checkpoints"),
     ):
@@ -127,6 +136,15 @@ def test_what_cannot_be_exported_is_one_line_and_exit_code_2(tiny_run, tmp_path,
         errors = capsys.readouterr().err
         assert said in errors and errors.count("\n") == 1, errors
     assert not Path(free).exists()
+
+
+@pytest.mark.parametrize("words", [["out"], ["out.safetensors", "format=single_file"]])
+def test_an_export_that_finds_the_disk_full_leaves_nothing_of_itself(tiny_run, tmp_path, capsys, words):
+    out, *others = words
+    with files_of_at_most(100_000):
+        assert main(["export", str(tiny_run.path), str(tmp_path / out), *others]) == 4
+    errors = capsys.readouterr().err
+    assert "Free some space" in errors and errors.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_uploaded_is_said_and_stays(tiny_run, tmp_path, capsys):

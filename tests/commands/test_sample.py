@@ -64,7 +64,7 @@ def test_a_sheet_shows_all_pictures_large_enough_to_see(draw, tmp_path):
 
 
 def test_several_prompts_are_a_list_or_the_lines_of_a_file(draw, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a ring\n\nit's blue, \u00e4h\n")
+    (tmp_path / "prompts.txt").write_text("a ring\n\nit's blue, \u00e4h\n", encoding="utf-8-sig")  # as Notepad saves it
     _, listed, _ = draw('prompt=[a ring, "it\'s blue, \u00e4h"]')
     _, read, _ = draw(f"batch={tmp_path / 'prompts.txt'}")
     assert [parameters(path)["prompt"] for path in listed] == ["a ring", "it's blue, \u00e4h"] and read == listed
@@ -243,6 +243,12 @@ def test_what_cannot_be_done_is_a_line_and_the_next_one_is_heard(converse):
         b"guidance_scale={": "guidance_scale is '{': expected a number",
         b"weights=average": "weights='average' is unknown",
         b"seed=x": "seed is 'x'",
+        b"size=2001-01-01": "size is '2001-01-01'",
+        b"size=2001-99-99": "size is '2001-99-99'",
+        b"size=!!set {a}": "size is '!!set {a}'",
+        b"size=" + b"[" * 9000: "size is '[[",
+        b"sampler=${x}": "is unknown; expected one of ddim",
+        b"negative_prompt=costs ${5}": "",
         b"init_image=nowhere.png": "",
         b"a square": "init_image=nowhere.png: there is no such file",
         b"init_image=": "",
@@ -373,7 +379,11 @@ def test_damaged_weights_are_refused(draw, tiny_run, tmp_path):
         ("num_per_prompt=0", "num_per_prompt is 0"),
         ("seed=-1", "seed is -1"),
         ("weights=mean", "weights='mean' is unknown"),
-        ("device=abacus", "device=abacus cannot be used"),
+        ("device=abacus", "device is 'abacus': expected cuda, cuda:1, mps or cpu"),
+        ("device=meta", "device is 'meta'"),
+        ("sampler=[ddim]", "sampler ['ddim'] is unknown"),
+        ("model=", "model is empty: expected a run"),
+        (f"model={'x' * 300}", "File name too long"),
         ("dtype=fp8", "dtype='fp8' is unknown"),
         ("negative_prompt=[a, b]", "2 negative prompts for 1 prompts"),
         ("guidance_interval=[5, 1]", "expected the lower noise level first"),

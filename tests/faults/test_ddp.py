@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from sdscratch.data.shapes import write_shapes
 from sdscratch.run_folder import RunFolder
+from sdscratch.training.posthoc_ema import snapshot_folder
 
 KILLS = 30 if LONG else 6
 RUN = (
@@ -24,6 +25,8 @@ RUN = (
     "dataset.num_workers=1",
     "trainer.accumulate_grad_batches=2",
     "callbacks.checkpoints={every: 3, keep_last: 2}",
+    "callbacks=posthoc_ema",
+    "callbacks.posthoc_ema.every=4",
     "callbacks.metrics.every=2",
 )
 GRADIENT = (
@@ -42,6 +45,11 @@ STAGES = {
     "autoencoder": ("stage=autoencoder", "vae=kl_tiny"),
     "clip": ("stage=clip", "text_encoder=clip_tiny"),
 }
+
+
+def snapshots(run: RunFolder) -> dict[str, bytes]:
+    """Of the post-hoc averages, file by file."""
+    return {path.name: path.read_bytes() for path in snapshot_folder(run).glob("step_*")}
 
 
 def finished(attempts) -> None:
@@ -79,6 +87,7 @@ def test_killed_at_random_times_one_rank_or_all_no_row_and_no_bit_differs(server
             assert not done or run.state()["status"] == "done", [attempt.output for attempt in attempts]
         assert differing_rows(run, whole) == 0
         assert state_hashes(run) == state_hashes(whole)
+        assert len(snapshots(whole)) == 8 and snapshots(run) == snapshots(whole)
 
 
 @pytest.mark.parametrize("stage", STAGES)

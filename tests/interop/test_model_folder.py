@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,15 @@ def with_another_shape(file: str) -> Callable[[Path], object]:
     return damage
 
 
+def with_no_number(file: str) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / file)
+        weights[sorted(weights)[3]].view(-1)[0] = math.nan
+        save_file(weights, folder / file, metadata={"format": "pt"})
+
+    return damage
+
+
 def say(file: str, **values: Any) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
@@ -166,6 +176,7 @@ def with_another_vae(folder: Path) -> None:
         (with_another_shape(TEXT), "1 tensors of the CLIP text encoder are mismatched"),
         (write("unet/config.json", "[]"), "unet/config.json holds no JSON object"),
         (write("unet/config.json", '{"class_embed_type": "timestep"}'), "class_embed_type is 'timestep'"),
+        (say("unet/config.json", layers_per_block=10**9), "layers_per_block is 1000000000, expected at most 100"),
         (write("vae/config.json", "[]"), "vae holds no VAE"),
         (write("text_encoder/config.json", "{}"), "of the CLIP text encoder are"),
         (write("scheduler/scheduler_config.json", "{}"), "scheduler cannot be read: the scheduler is a None"),
@@ -173,6 +184,12 @@ def with_another_vae(folder: Path) -> None:
         (write("sdscratch.json", '{"sampling": []}'), "its sampling is []"),
         (with_another_vae, "in_channels of its unet is 4, but its vae and text_encoder need 8"),
         (say("vae/config.json", scaling_factor=None), "has the scaling_factor None"),
+        (say("vae/config.json", scaling_factor=0), "has the scaling_factor 0; expected a number above 0"),
+        (say("vae/config.json", scaling_factor=math.nan), "has the scaling_factor nan"),
+        (write("sdscratch.json", '{"posthoc_ema": 3}'), "its posthoc_ema is 3"),
+        (with_no_number(UNET), "unet: conv_norm_out.weight is not finite"),
+        (with_no_number(VAE), "vae: decoder.conv_norm_out.weight is not finite"),
+        (with_no_number(TEXT), "text_encoder: "),
         (say("tokenizer/tokenizer_config.json", model_max_length=99), "texts of 99, its text encoder"),
         (rename(UNET, "unet/diffusion_pytorch_model.bin"), "unet"),
         (rename(VAE, "vae/diffusion_pytorch_model.bin"), "vae"),

@@ -123,7 +123,7 @@ def test_the_verb_writes_a_model_that_sampling_evaluation_and_export_read(run, t
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["length=0.5"], "an average of length 0.5: expected a number above 0 and at most 0.28"),
+        (["length=0.5"], "an average of length 0.5: expected a number in [0.0001, 0.28]"),
         (["length=0.07", "step=7"], "has no snapshot of step 7, only of 2, 4, 6"),
         (["length=0.07", "step=7.5"], "step is 7.5: expected a whole number"),
         (["length=0.08", "out={run}"], "is there already"),
