@@ -35,7 +35,7 @@ from sdscratch.config import (
 )
 from sdscratch.console import say
 from sdscratch.data import BaseDataModule
-from sdscratch.data.loading import lost_workers_named
+from sdscratch.data.loading import end_workers, lost_workers_named
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, SdscratchError, StoppedError, check_whole
 from sdscratch.files import write_atomically, write_json
 from sdscratch.models.encoders import fingerprint
@@ -119,6 +119,7 @@ def train(cfg: DictConfig) -> RunFolder:
                     folder.set_state(status=status)
             raise
         finally:
+            end_workers()
             folder.unlock()
     return folder
 

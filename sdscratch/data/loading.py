@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import re
 import signal
@@ -132,3 +133,14 @@ def stop_with_parent(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):  # SLURM may announce a preemption to everyone
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def end_workers() -> None:
+    """End the loaders' processes that are left when training has failed, while something still holds their loader.
+
+    Python would ask each to terminate as it exits, which they pass over once (see `stop_with_parent`), and wait for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+            process.join()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from itertools import islice
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from sdscratch.data import DataModule, ImageCollate, LatentCollate
 from sdscratch.data.index import OpenFiles
-from sdscratch.data.loading import PositionSampler
+from sdscratch.data.loading import PositionSampler, end_workers
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.randomness import noise
@@ -111,6 +112,19 @@ def test_a_step_holds_exactly_its_positions(world, accumulate):
 def test_a_batch_that_no_memory_could_hold_is_refused_before_it_is_counted_out():
     with pytest.raises(ConfigError, match="global_batch_size=1000000000 makes micro-batches of 1000000000 samples"):
         PositionSampler(0, 10**9, 10**9)
+
+
+def test_readers_are_ended_though_their_loader_is_still_held_and_they_pass_over_one_wish_to_end(image_shards):
+    loader = iter(module(image_shards, num_workers=2).train_dataloader())
+    next(loader)
+    readers = multiprocessing.active_children()
+    assert len(readers) == 2
+    for reader in readers:
+        reader.terminate()
+        reader.join(0.2)
+        assert reader.is_alive()
+    end_workers()
+    assert not any(reader.is_alive() for reader in readers)
 
 
 def test_latent_batches_hold_what_they_say(latent_shards, image_shards):
