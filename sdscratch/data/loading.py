@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -133,6 +134,13 @@ def stop_with_parent(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):  # SLURM may announce a preemption to everyone
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    sys.excepthook = _unless_it_hung_up
+
+
+def _unless_it_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What a thread that hands batches over has to say, but that nobody takes them any more."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_workers() -> None:
