@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import tempfile
 from collections.abc import Mapping
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from sdscratch import __version__
+from sdscratch.data.images import png
 from sdscratch.errors import CannotWriteError
 from sdscratch.files import write_atomically
 
@@ -40,7 +39,7 @@ class PictureFolder:
 
         about: all that it takes to draw it again, for the file's text.
         """
-        content = _png(image, {**about, "Software": f"sdscratch {__version__}"})
+        content = png(image, {**about, "Software": f"sdscratch {__version__}"})
         for number in count(1):
             path = self.path / (f"{name}.png" if number == 1 else f"{name}_{number}.png")
             if not path.exists():
@@ -54,11 +53,3 @@ def safe_name(prompt: str) -> str:
     """The prompt as a part of a file's name, on any system."""
     words = re.sub(r"\W+", "_", prompt.lower()).encode()[:LONGEST_NAME].decode(errors="ignore")
     return words.strip("_") or "picture"
-
-
-def _png(image: Image.Image, about: Mapping[str, Any]) -> bytes:
-    text, file = PngInfo(), io.BytesIO()
-    for name, value in about.items():
-        text.add_text(name, str(value))
-    image.save(file, "PNG", pnginfo=text)
-    return file.getvalue()

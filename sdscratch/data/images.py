@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from sdscratch.errors import ConfigError, DataError, check_whole
 
@@ -137,3 +138,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def png(image: Image.Image, about: Mapping[str, object], compress_level: int = 6) -> bytes:
+    """A PNG file whose text says `about`. compress_level: zlib's."""
+    text, file = PngInfo(), io.BytesIO()
+    for name, value in about.items():
+        text.add_text(name, str(value))
+    image.save(file, "PNG", pnginfo=text, compress_level=compress_level)
+    return file.getvalue()

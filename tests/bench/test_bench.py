@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sdscratch.bench.peers import DiffusersScript, mosaicml_step
 from sdscratch.bench.report import JSON, PAGE, PICTURE, Findings, write_report
@@ -90,8 +91,16 @@ def test_whole_steps_of_ours_are_timed_in_turns_with_the_others_and_told_in_thre
 
 def test_the_steps_that_only_a_gpu_is_asked_for_run():
     setting = Setting(CPU, batch_size=1, latent_size=8, rounds=1)
-    mosaicml_step(dict(UNet(**TINY).config), setting)()
-    DiffusersScript(dict(UNet(**{**TINY, "cross_attention_dim": 768}).config), setting).step_on_line()
+    script = DiffusersScript(dict(UNet(**{**TINY, "cross_attention_dim": 768}).config), setting)
+    before = [weight.clone() for weight in script.unet.parameters()]
+    script.step_on_line()
+    assert not all(torch.equal(old, new) for old, new in zip(before, script.unet.parameters(), strict=True))
+    step = mosaicml_step(dict(UNet(**TINY).config), setting)
+    with FlopCounterMode(display=False) as work:
+        step()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        UNet(**TINY)(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 16))
+    assert work.get_total_flops() > 2.5 * forward.get_total_flops()
 
 
 def test_what_no_benchmark_can_time_is_refused():

@@ -34,8 +34,14 @@ def client(engine: Engine) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_run: RunFolder) -> Iterator[Server]:
-    engine = engine_of(tiny_run.path, tiny_run.path.parent)
+def run(tiny_run: RunFolder) -> RunFolder:
+    """What `server` serves; a file whose tests write into it says another."""
+    return tiny_run
+
+
+@pytest.fixture(scope="module")
+def server(run: RunFolder) -> Iterator[Server]:
+    engine = engine_of(run.path, run.path.parent)
     with live(create_app(engine), engine) as server:
         yield server
 

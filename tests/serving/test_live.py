@@ -89,15 +89,19 @@ def test_whoever_hangs_up_while_waiting_leaves_the_queue(server, caller):
         connection.sendall(request_of(WISH))
         wait_until(lambda: engine.jobs == 2)
     wait_until(lambda: engine.jobs == 1)
+    assert caller.get(f"/jobs/{running}").json()["status"] == "running"
     caller.delete(f"/jobs/{running}")
     wait_until(lambda: engine.jobs == 0)
+    assert caller.get(f"/jobs/{running}").json()["status"] == "cancelled"
 
 
 def test_a_job_outlives_whoever_followed_it(server, caller):
     id = caller.post("/jobs", json={**WISH, "steps": 50}).json()["id"]
     with caller.stream("GET", f"/jobs/{id}/events") as events:
         next(events.iter_lines())
-    wait_until(lambda: caller.get(f"/jobs/{id}").json()["status"] == "done")
+    wait_until(lambda: caller.get(f"/jobs/{id}").json()["status"] not in ("queued", "running"))
+    found = caller.get(f"/jobs/{id}").json()
+    assert found["status"] == "done" and len(found["images"]) == 1
 
 
 # Crawling

@@ -55,13 +55,6 @@ def run(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     return run
 
 
-@pytest.fixture(scope="module")
-def server(run: RunFolder) -> Iterator[Server]:
-    engine = engine_of(run.path, run.path.parent)
-    with live(create_app(engine), engine) as server:
-        yield server
-
-
 @pytest.fixture
 def open_page(browser: playwright.Browser, server: Server) -> Iterator[Open]:
     """A page in a browser that has never been here, when it is ready to draw. Nothing may go wrong in its scripts unseen."""

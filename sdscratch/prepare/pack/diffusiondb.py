@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sdscratch.data.shards import Dropped
-from sdscratch.errors import DataError
+from sdscratch.errors import DataError, of_the_machine
 from sdscratch.files import fingerprint_of
 from sdscratch.prepare.pack.found import (
     MAX_BYTES,
@@ -85,6 +85,8 @@ class Archive:
         try:
             archive = zipfile.ZipFile(self.path)
         except _BROKEN as error:
+            if of_the_machine(error):
+                raise
             raise DataError(f"{self.path} is damaged: {error}. Fetch it again.") from error
         with archive:
             infos = [info for info in archive.infolist() if is_picture(info.filename) and not _is_link(info)]
@@ -137,6 +139,8 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         return archive.read(info)
     except _BROKEN as error:
+        if of_the_machine(error):  # a disk that fails would else cost picture after picture
+            raise
         raise DataError(f"it cannot be read from its zip: {error}") from error
 
 
