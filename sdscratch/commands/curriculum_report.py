@@ -15,6 +15,7 @@ from sdscratch.commands.curriculum_status import entries_of
 from sdscratch.config import build, load_config, settings
 from sdscratch.console import say
 from sdscratch.data.grid import captioned_grid
+from sdscratch.devices import best_device
 from sdscratch.errors import RunFolderError
 from sdscratch.evaluation.comparison import same_question
 from sdscratch.evaluation.curriculum_report import PhaseResult, write_report
@@ -60,7 +61,7 @@ def _held_out_losses(runs: Mapping[str, RunFolder]) -> dict[str, dict[str, float
         datamodule.start_step = cfg.max_steps  # as at its end: what the run has learnt beside its weights is read again
         stage = make_stage(cfg, datamodule, run)
         stage.source_weights = datamodule.source_weights
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(best_device())
         stage.encoders.to(device)
         loader = datamodule.val_dataloader(whole=True)
         for after, other in runs.items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from omegaconf import DictConfig
 
 from sdscratch.commands.data_fallen import fallen
 from sdscratch.commands.data_paths import in_path, optional, out_folder, required
 from sdscratch.console import progress_bar
+from sdscratch.devices import best_device
 from sdscratch.prepare.encode.encoding import Encoding
 from sdscratch.run_folder import RunFolder
 
@@ -15,7 +15,7 @@ from sdscratch.run_folder import RunFolder
 def run(cfg: DictConfig) -> None:
     """Encode `path` into `out` with the VAE of `model`, and the captions with the text encoder of `text`."""
     out, text = out_folder(cfg), optional(cfg, "text")
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = cfg.device or best_device()
     encoding = Encoding(
         source=in_path(cfg),
         out=out,
