@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
+from difflib import get_close_matches
 from numbers import Integral, Real
 
 
@@ -110,8 +111,8 @@ def check_number(setting: str, value: object, least: float = -math.inf, most: fl
         raise ConfigError(f"{setting} is {value!r}: expected {wanted}")
 
 
-def check_choice(setting: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ConfigError unless the value of a setting is one of the choices."""
-    if value not in choices:
-        *others, last = choices
-        raise ConfigError(f"{setting}={value!r} is unknown; expected {', '.join(others)} or {last}")
+def check_choice(setting: str, value: object, choices: Collection[str]) -> None:
+    """Raise ConfigError with the choices, and the one that was probably meant, unless the value is among them."""
+    if value not in (known := list(choices)):
+        guess = "".join(f". Did you mean {name!r}?" for name in get_close_matches(str(value), known, n=1))
+        raise ConfigError(f"{setting}={value!r} is unknown; expected {', '.join(known[:-1])} or {known[-1]}{guess}")

@@ -293,7 +293,7 @@ def test_raw_weights_that_are_damaged_are_refused(tiny_run, tmp_path):
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"guidance_scale": "7"}, "guidance_scale is '7'"),
         ({"guidance_rescale": 1.5}, r"guidance_rescale is 1.5: expected a number in \[0, 1\]"),
-        ({"sampler": "dpmpp"}, "sampler 'dpmpp' is unknown; expected one of .*Did you mean 'dpmpp_2m'"),
+        ({"sampler": "dpmpp"}, "sampler='dpmpp' is unknown; expected ddim, .*Did you mean 'dpmpp_2m'"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"eta": float("nan"), "sampler": "ddim"}, "eta is nan"),
         ({"prompts": "a" * 2_000_000}, "'a{60}' goes on for 2000000 characters: expected at most 10000"),

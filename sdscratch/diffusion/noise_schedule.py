@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdscratch.diffusion.choices import check_choice
 from sdscratch.diffusion.prediction import PREDICTION_TYPES, Scales
 from sdscratch.diffusion.timesteps import TIMESTEP_SPACINGS, spaced_timesteps
-from sdscratch.errors import ConfigError, check_whole
+from sdscratch.errors import ConfigError, check_choice, check_whole
 
 LARGEST_SIGMA = 1e8
 """Stands for the infinite sigma of pure noise: in float32, latents + 1e8 * noise is 1e8 * noise."""

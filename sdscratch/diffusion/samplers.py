@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sdscratch.diffusion.choices import check_choice
+from sdscratch.errors import check_choice
 
 Denoise = Callable[[Tensor, float], Tensor]
 Draw = Callable[[int], Tensor]

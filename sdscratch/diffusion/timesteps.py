@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdscratch.diffusion.choices import check_choice
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, check_choice
 
 TimestepDistribution = Callable[[Tensor], Tensor]
 """A quantile function: u in [0, 1), of any shape -> fraction of the way from clean (0) to noise (1), of that shape.

@@ -182,7 +182,7 @@ def test_evaluations_stand_side_by_side_and_other_protocols_are_named(place, who
         (["measures=[]"], "measures is empty"),
         (["seed=-1"], "seed is -1"),
         (["device=meta"], "device is 'meta': expected cuda"),
-        (["sampler=[ddim]"], "sampler ['ddim'] is unknown"),
+        (["sampler=[ddim]"], "sampler=['ddim'] is unknown"),
         (["guidance_interval=[5,1]"], "expected the lower noise level first"),
         (["height=64", "suite=captions", "path=REAL"], "measured as squares"),
         (["suite=lines", "suite.path=LONG"], "goes on for 20000 characters"),

@@ -126,7 +126,7 @@ def test_flow_sampling_starts_at_the_last_timestep_and_ends_clean():
     ("settings", "message"),
     [
         ({"kind": "cosin"}, "Did you mean 'cosine'"),
-        ({"timestep_spacing": "even"}, "leading, linspace, trailing"),
+        ({"timestep_spacing": "even"}, "leading, trailing or linspace"),
         ({"num_train_timesteps": 1}, "at least 2"),
         ({"beta_start": 0.02, "beta_end": 0.01}, "beta_start <= beta_end"),
     ],

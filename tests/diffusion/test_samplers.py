@@ -155,7 +155,7 @@ def test_a_sampler_can_start_from_a_picture():
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="ddim, ddpm, dpmpp_2m, euler, heun.*Did you mean 'dpmpp_2m'"):
+    with pytest.raises(ConfigError, match="ddim, ddpm, euler, heun or dpmpp_2m.*Did you mean 'dpmpp_2m'"):
         get_sampler("dpmpp2m")
 
 
