@@ -29,8 +29,6 @@ def run(cfg: DictConfig) -> None:
         raise ConfigError(
             "a curriculum starts each phase itself, on all its devices: call it without torchrun and with srun -n 1"
         )
-    if cfg.on_change not in ("refuse", "rerun"):
-        raise ConfigError(f"on_change={cfg.on_change} is unknown; expected refuse or rerun")
     phases = phases_of(cfg)
     folder = CurriculumFolder(folder_below(cfg.paths.curricula, cfg.name))
     try:

@@ -14,7 +14,7 @@ from sdscratch.commands.finished import relearnt
 from sdscratch.commands.trainer import check_trainer
 from sdscratch.config import Change, changes, check_config, compose, literal
 from sdscratch.config.words import did_you_mean
-from sdscratch.errors import ConfigError, check_whole
+from sdscratch.errors import ConfigError, check_choice, check_whole
 from sdscratch.randomness import key
 from sdscratch.run_folder import RunFolder, folder_below
 from sdscratch.training.curriculum import Entry
@@ -67,6 +67,8 @@ class Phase:
 def phases_of(cfg: DictConfig) -> list[Phase]:
     """In their order, composed and checked, nothing built. Raises ConfigError naming the phase that does not fit."""
     folder_below(cfg.paths.curricula, cfg.name)
+    check_choice("on_change", cfg.on_change, ("refuse", "rerun"))
+    InitialWeights(**cfg.handover)  # refuses what is no choice
     phases: list[Phase] = []
     for name in _names(cfg):
         try:

@@ -20,7 +20,7 @@ from sdscratch.data.grid import captioned_grid
 from sdscratch.data.shapes import Split, prompts
 from sdscratch.errors import StoppedError, check_whole
 from sdscratch.evaluation.shapes_judge import score
-from sdscratch.files import write_json
+from sdscratch.files import write_atomically, write_json
 from sdscratch.pipeline import TextToImage
 from sdscratch.run_folder import RunFolder, folder_below
 
@@ -128,7 +128,8 @@ def sample_and_score(folder: RunFolder, count: int, batch_size: int, report: Map
         f"Drawn by {folder.path} for the texts below (EMA weights, {pipe.defaults.num_inference_steps} sampling steps). "
         "Upper half: colour-shape pairs of the training set. Lower half: pairs that were never in it."
     )
-    captioned_grid(shown, captions, columns=6, title=title).save(folder.path / PICTURES)
+    picture = captioned_grid(shown, captions, columns=6, title=title)
+    write_atomically(folder.path / PICTURES, lambda file: picture.save(file, "PNG"))
     return scores | {"drawn": drawn}
 
 

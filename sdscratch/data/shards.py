@@ -99,7 +99,7 @@ class ShardFolder:
         """made_by: what determines the content, as plain JSON."""
         self.path = Path(path)
         self.made_by = json.loads(json.dumps(made_by))  # as it is read again
-        self._lock = FolderLock(self.path, "set another out=")
+        self._lock = FolderLock(self.path, "choose another folder")
 
     def __reduce__(self) -> tuple[type[ShardFolder], tuple[Path, dict[str, Any]]]:
         return ShardFolder, (self.path, self.made_by)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdscratch.checkpoint_file import Checkpoint
-from sdscratch.errors import ConfigError, DataError, RunFolderError
+from sdscratch.errors import ConfigError, DataError, RunFolderError, check_choice
 from sdscratch.interop.diffusers_folder import find_model_folder, read_about
 from sdscratch.models.weights import misfits
 from sdscratch.run_folder import RunFolder
@@ -39,9 +39,9 @@ class InitialWeights:
 
     def __post_init__(self) -> None:
         for name in ("weights", "optimizer", "ema", "samples_seen"):
-            known = ("ema", "raw") if name == "weights" else ("reset", "keep")
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"init.{name}={value} is unknown; expected {' or '.join(known)}")
+            check_choice(
+                f"init.{name}", getattr(self, name), ("ema", "raw") if name == "weights" else ("reset", "keep")
+            )
 
     def give(self, module: Stage, source: str) -> dict[str, Any]:
         """Put the weights into a module that has not been trained yet. Returns what lineage.json is to say of them.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import lightning as L
 
+from sdscratch.files import write_atomically
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, said_not_raised
@@ -45,7 +47,6 @@ def draw_curves(run: RunFolder) -> None:
         "val": [name for name in names if name.startswith("val/")],
         "rates": [name for name in names if "/" not in name],
     }
-    run.plots.mkdir(exist_ok=True)
     for group, members in groups.items():
         panels = _panels(members)
         if not panels:
@@ -58,7 +59,7 @@ def draw_curves(run: RunFolder) -> None:
         for place in axes.flat[len(panels) :]:
             place.axis("off")
         figure.supxlabel("optimizer steps", fontsize=8)
-        figure.savefig(run.plots / f"{group}.png", dpi=110)
+        write_atomically(run.plots / f"{group}.png", partial(figure.savefig, format="png", dpi=110))
 
 
 def _panels(names: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
+from sdscratch.files import write_atomically
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 from sdscratch.training.step_callback import StepCallback, said_not_raised
@@ -23,6 +24,5 @@ class Previews(StepCallback):
                 picture = shown.grid()
                 folder = RunFolder(trainer.default_root_dir).path / "samples" / f"step_{step:08d}"
                 with said_not_raised("a preview is lost"):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    picture.save(folder / "ema.png")
+                    write_atomically(folder / "ema.png", lambda file: picture.save(file, "PNG"))
                 log_preview(trainer, shown, picture, "ema", module.samples_seen(step))

@@ -144,7 +144,9 @@ def test_a_folder_that_another_process_writes_is_refused_and_free_again_when_tha
     )
     with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
-        with pytest.raises(RunFolderError, match=f"in use by process {other.pid}. Wait for it, or set another out="):
+        with pytest.raises(
+            RunFolderError, match=f"in use by process {other.pid}. Wait for it, or choose another folder"
+        ):
             ShardFolder(tmp_path, MADE_BY).claim()
         other.kill()
     assert ShardFolder(tmp_path, MADE_BY).claim() is None

@@ -359,6 +359,12 @@ def test_mistakes_are_one_message_and_nothing_begins(words, here, capsys, phases
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("word", ["on_change=maybe", "handover.weights=best"])
+def test_the_plan_refuses_what_the_curriculum_would(here, capsys, word):
+    assert main(["curriculum", "plan", "name=mine", "phases=[p1_laion_broad]", word]) == 2
+    assert "is unknown; expected" in capsys.readouterr().err
+
+
 def test_a_run_that_was_there_before_is_not_taken_for_a_phase(two, words, capsys):
     (two / "curricula/mine/manifest.json").unlink()
     assert main(["curriculum", *words("p1_laion_broad")]) == 2
