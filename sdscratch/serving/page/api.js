@@ -44,10 +44,12 @@ let asking = null; // one question, however many requests wait for its answer
 function askForToken() {
   const dialog = document.getElementById("token");
   asking ??= new Promise((resolve) => {
+    const field = document.getElementById("token-value");
     document.getElementById("token-refused").hidden = !token();
     dialog.showModal();
+    field.select();
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem("token", document.getElementById("token-value").value);
+      sessionStorage.setItem("token", field.value.trim());
       asking = null;
       resolve();
     }, { once: true });

@@ -4,9 +4,12 @@ import { Refusal, get, put } from "./api.js";
 import * as notice from "./notice.js";
 import { modelName } from "./picture.js";
 
-const EVERY = 5000; // ms
+const [EVERY, SOON] = [5000, 1000]; // ms between looks; SOON: until it is ready again
+const WORDS = { loading: "Loading the model", stopping: "Stopping" };
 const health = document.getElementById("health");
 const model = document.getElementById("model");
+let asked = false; // to look again, without waiting for the next time
+let wake = () => {};
 
 // connected: called whenever the server is there with a model: at first, after it was gone, and when the model changes.
 export function start(connected) {
@@ -18,6 +21,7 @@ export function start(connected) {
 async function watch(connected) {
   let before = null;
   for (;;) {
+    asked = false;
     const { state, text, name } = await look();
     health.dataset.state = state;
     if (health.textContent !== text) health.textContent = text; // or it would be read out again and again
@@ -25,8 +29,18 @@ async function watch(connected) {
       await connected().then(() => models()).catch(tell);
     }
     before = name;
-    await new Promise((resolve) => setTimeout(resolve, document.hidden ? 4 * EVERY : EVERY));
+    if (asked) continue;
+    await new Promise((resolve) => {
+      wake = resolve;
+      setTimeout(resolve, document.hidden ? 4 * EVERY : state === "ready" ? EVERY : SOON);
+    });
   }
+}
+
+// Something has changed that the header tells of.
+export function lookAgain() {
+  asked = true;
+  wake();
 }
 
 // The state in a word, in words for people, and the name of the model that is ready, or null.
@@ -37,7 +51,7 @@ async function look() {
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 0) return { state: "gone", text: "No answer", name: null };
-    return { state: "busy", text: notice.sentences(error.message), name: null }; // loading, stopping
+    return { state: "busy", text: WORDS[error.message] ?? "Not ready", name: null };
   }
 }
 
@@ -50,7 +64,7 @@ async function models() {
 async function choose(id, connected) {
   model.disabled = true;
   health.dataset.state = "busy";
-  health.textContent = "Loading";
+  health.textContent = WORDS.loading;
   try {
     await put("models/current", { id });
     await connected();
