@@ -134,6 +134,16 @@ def test_a_prompt_gives_pictures_that_can_be_taken_home_and_drawn_again(open_pag
     assert all(url.startswith((server.address, "data:")) for url in hosts)
 
 
+def test_a_newcomer_draws_what_the_model_has_learnt_by_one_click(open_page):
+    page = open_page()
+    example = page.locator("#examples button").first
+    prompt = example.text_content()
+    example.click()
+    expect_pictures(page, 1)
+    expect(page.locator("#about-prompt")).to_have_text(prompt)
+    expect(example).to_be_hidden()
+
+
 def test_the_form_is_what_the_server_can_do(open_page, server):
     page, config = open_page(), httpx.get(f"{server.address}/config").json()
     for name in ("steps", "cfg_scale", "seed", "n"):
@@ -215,6 +225,8 @@ def test_values_that_do_not_fit_are_said_at_their_fields_in_words_for_people(ope
     expect(page.locator("#n-fault")).to_have_text("Expected a whole number from 1 to 8")
     expect(page.locator("#steps")).to_be_focused()
     assert page.get_attribute("#steps", "aria-describedby") == "steps-fault"
+    page.fill("#n", "2")
+    expect(page.locator("#n-fault")).to_be_empty()
     draw(page, "  ", steps="4", n="1", cfg_scale="2.25")
     expect(page.locator("#prompt-fault")).to_have_text("Say what to draw")
     expect(page.locator("#steps-fault")).to_be_empty()

@@ -31,11 +31,25 @@ export async function start() {
 
 // Fill the form from the server, and go on with what was being drawn before a reload.
 export async function connect() {
-  form.build(await get("config"));
+  const config = await get("config");
+  form.build(config);
+  suggest(config.examples);
   notice.clear("gone");
   busy(job);
   const before = JSON.parse(sessionStorage.getItem("job") ?? "null");
   if (before && job === null) attend(before.id, before.wanted);
+}
+
+// prompts: of what this model has learnt, for those who have not drawn with it.
+function suggest(prompts) {
+  at("examples").replaceChildren(...prompts.slice(0, 2).map((prompt) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: prompt });
+    button.addEventListener("click", () => {
+      form.set({ prompt });
+      draw();
+    });
+    return button;
+  }));
 }
 
 async function draw() {

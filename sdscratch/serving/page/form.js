@@ -32,6 +32,7 @@ export function build(config) {
   set(before.model === config.model.id ? before : { ...before, ...asModelWants(defaults) });
   setLocked(before.locked === true);
   form.dataset.model = config.model.id;
+  document.getElementById("settings").inert = false;
   keep();
 }
 
@@ -80,8 +81,7 @@ export function setLocked(value) {
 
 // Say at every field that does not fit what it should be. Returns whether all fit.
 export function check() {
-  for (const place of form.querySelectorAll(".fault")) place.textContent = "";
-  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+  for (const input of form.querySelectorAll("[aria-invalid]")) unsay(input);
   const wrong = CHECKED.filter(faultOf);
   for (const name of wrong) say(field(name), faultOf(name));
   if (wrong.length) goTo(field(wrong[0]));
@@ -110,11 +110,18 @@ export function showFault({ field: name, message, hint }) {
   return true;
 }
 
+const placeOfFault = ({ name }) => document.getElementById(`${name}-fault`);
+
 function say(input, text) {
-  const place = document.getElementById(`${input.name}-fault`);
+  const place = placeOfFault(input);
   place.textContent = text;
   input.setAttribute("aria-invalid", "true");
   input.setAttribute("aria-describedby", place.id);
+}
+
+function unsay(input) {
+  placeOfFault(input).textContent = "";
+  input.removeAttribute("aria-invalid");
 }
 
 // The cursor into a field, wherever it is.
@@ -131,6 +138,7 @@ export function start(seedShown) {
   form.addEventListener("input", ({ target }) => {
     if (target.dataset.of) field(target.dataset.of).value = target.value;
     else if (slider(target.name)) slider(target.name).value = target.value;
+    unsay(target.dataset.of ? field(target.dataset.of) : target);
     if (target.name === "seed") {
       onSeed(Number(target.value));
       setLocked(true); // whoever types a seed means it
