@@ -352,6 +352,7 @@ def test_a_phone_has_all_of_it_with_the_settings_in_a_drawer(open_page, width):
     for address in ("#draw", "#runs"):
         page.goto(page.url.split("#")[0] + address)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert_accessible(page)
 
 
 @pytest.mark.parametrize("size", [LAPTOP, (390, 844)])

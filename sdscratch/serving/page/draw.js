@@ -165,7 +165,7 @@ function markOrForget() {
   left = gallery.current();
   gallery.mark(left.id);
   at("compare").ariaPressed = "true";
-  at("compare").lastChild.data = "Pick the other";
+  at("gallery-title").textContent = "Choose the other";
   at("gallery").scrollIntoView({ block: "nearest" });
   stage.say("Choose the picture to compare with");
 }
@@ -174,7 +174,7 @@ function forgetLeft() {
   left = null;
   gallery.mark(null);
   at("compare").ariaPressed = "false";
-  at("compare").lastChild.data = "Compare";
+  at("gallery-title").textContent = "Pictures";
 }
 
 // The same settings again, seed included.
