@@ -81,6 +81,7 @@ function tile({ id, image, parameters }) {
   put(picture, image, parameters, named(parameters));
   button.type = "button";
   button.dataset.id = id;
+  button.title = named(parameters);
   button.append(picture);
   button.addEventListener("click", () => choose(id));
   item.append(button);

@@ -1,6 +1,6 @@
 // The header: how the server is, which model draws, dark or light.
 
-import { Refusal, get, put } from "./api.js";
+import { Refusal, get, getSoon, put } from "./api.js";
 import * as notice from "./notice.js";
 import { modelName } from "./picture.js";
 
@@ -46,7 +46,7 @@ export function lookAgain() {
 // The state in a word, in words for people, and the name of the model that is ready, or null.
 async function look() {
   try {
-    const { device, queue, model: name } = await get("health");
+    const { device, queue, model: name } = await getSoon("health");
     return queue ? { state: "busy", text: queue > 1 ? `Drawing, ${queue - 1} waiting` : "Drawing", name } : { state: "ready", text: `Ready on ${device}`, name };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
