@@ -8,6 +8,7 @@ const [EVERY, SOON] = [5000, 1000]; // ms between looks; SOON: until it is ready
 const WORDS = { loading: "Loading the model", stopping: "Stopping" };
 const health = document.getElementById("health");
 const model = document.getElementById("model");
+let choosing = false; // another model is being loaded
 let asked = false; // to look again, without waiting for the next time
 let wake = () => {};
 
@@ -23,8 +24,7 @@ async function watch(connected) {
   for (;;) {
     asked = false;
     const { state, text, name } = await look();
-    health.dataset.state = state;
-    if (health.textContent !== text) health.textContent = text; // or it would be read out again and again
+    if (!choosing) tellHealth(state, text);
     if (name && name !== before) {
       await connected().then(() => models()).catch(tell);
     }
@@ -35,6 +35,11 @@ async function watch(connected) {
       setTimeout(resolve, document.hidden ? 4 * EVERY : state === "ready" ? EVERY : SOON);
     });
   }
+}
+
+function tellHealth(state, text) {
+  health.dataset.state = state;
+  if (health.textContent !== text) health.textContent = text; // or it would be read out again and again
 }
 
 // Something has changed that the header tells of.
@@ -62,9 +67,8 @@ async function models() {
 }
 
 async function choose(id, connected) {
-  model.disabled = true;
-  health.dataset.state = "busy";
-  health.textContent = WORDS.loading;
+  model.disabled = choosing = true;
+  tellHealth("busy", WORDS.loading);
   try {
     await put("models/current", { id });
     await connected();
@@ -72,6 +76,8 @@ async function choose(id, connected) {
   } catch (error) {
     tell(error);
   }
+  choosing = false;
+  lookAgain();
   await models().catch(tell);
 }
 

@@ -18,4 +18,5 @@ export function show(refusal) {
   const hint = refusal.seconds ? `Try again in ${refusal.seconds} s` : refusal.hint;
   place.dataset.kind = refusal.seconds ? "wait" : refusal.status === 0 ? "gone" : "error";
   place.textContent = sentences(refusal.message, hint);
+  place.scrollIntoView({ block: "nearest" });
 }
