@@ -14,7 +14,6 @@ from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import UNET_WEIGHTS
 from sdscratch.run_folder import RunFolder
 from sdscratch.serving.app import create_app
-from sdscratch.serving.examples import examples_of
 from sdscratch.serving.models import Served, Shelf
 
 WISH = {"prompt": "a red circle", "steps": 2, "seed": 1}
@@ -100,11 +99,3 @@ def test_weights_that_there_are_not_are_refused_before_anything_is_loaded(tiny_r
     entry = Shelf(str(tiny_run.model_folder), runs).first
     with pytest.raises(ConfigError, match="weights=raw, but model has ema only"):
         Served(entry, "raw", "cpu")
-
-
-def test_a_model_comes_with_the_prompts_of_its_training_where_they_are_known(runs: Path, client: TestClient):
-    prompts = client.get("/config").json()["examples"]
-    assert prompts == examples_of(str(next((runs / "one" / "checkpoints").glob("*.ckpt")))) != []
-    assert examples_of(str(runs / "one" / "model")) == examples_of("owner/name") == []
-    (runs / "damaged" / "config.yaml").write_text("stage: [")
-    assert examples_of(str(runs / "damaged")) == []
