@@ -213,6 +213,7 @@ def _configuration(engine: Engine, served: Served, auth: bool) -> Configuration:
         samplers=list(SAMPLERS),
         sizes=limits.sizes(defaults.size, served.factor),
         weights=served.usable_weights,
+        examples=served.examples,
         max_n=limits.max_n,
         max_cost=limits.max_cost,
         auth=auth,

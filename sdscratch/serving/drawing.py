@@ -11,7 +11,7 @@ from torch import Tensor
 from sdscratch import __version__
 from sdscratch.serving.jobs import Job
 from sdscratch.serving.models import Served
-from sdscratch.serving.pictures import jpeg_uri, png_uri
+from sdscratch.serving.pictures import glance_uri, png_uri
 from sdscratch.serving.schemas import Parameters
 
 BETWEEN_PREVIEWS = 0.1  # seconds: nobody sees more of them
@@ -36,7 +36,7 @@ def draw(served: Served, job: Job, report: Callable[[int, str], None]) -> tuple[
         preview = ""
         if job.watchers and time.monotonic() - last_preview > BETWEEN_PREVIEWS:
             last_preview = time.monotonic()
-            preview = jpeg_uri(served.preview(estimate))
+            preview = glance_uri(served.preview(estimate))
         report(step, preview)
 
     with warnings.catch_warnings(record=True) as warned:

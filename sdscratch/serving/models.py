@@ -11,6 +11,7 @@ from sdscratch.interop.run_checkpoint import run_around
 from sdscratch.models.encoders import downsampling_factor
 from sdscratch.pipeline import TextToImage, Weights
 from sdscratch.run_folder import RunFolder
+from sdscratch.serving.examples import examples_of
 from sdscratch.serving.preview import Preview
 
 Kind = Literal["run", "checkpoint", "folder", "file", "hub"]
@@ -90,6 +91,7 @@ class Served:
         self.pipe.network(weights)
         self.factor = downsampling_factor(self.pipe.encoders.vae)
         self.preview = Preview(self.pipe.encoders, self.factor)
+        self.examples = examples_of(entry.path)
 
     @property
     def usable_weights(self) -> list[Weights]:

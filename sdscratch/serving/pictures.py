@@ -1,4 +1,4 @@
-"""Pictures as they travel: data URIs of a PNG that says what it was drawn with, or of a small JPEG."""
+"""Pictures as they travel: data URIs of a PNG that says what it was drawn with, or of a small WebP."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from sdscratch.data.images import png
 
 QUICK = 3  # zlib's level: nearly as small as its usual 6, in half the time
+FEW = 100  # pixels along the longer side
 
 
 def png_uri(image: Image.Image, about: Mapping[str, Any]) -> str:
@@ -19,8 +20,8 @@ def png_uri(image: Image.Image, about: Mapping[str, Any]) -> str:
     return f"data:image/png;base64,{b64encode(png(image, about, QUICK)).decode()}"
 
 
-def jpeg_uri(image: Image.Image) -> str:
-    """Small, for a glance. In full colour resolution, for it may be of a few pixels."""
+def glance_uri(image: Image.Image) -> str:
+    """Small, for a glance; without loss where it is of so few pixels that one would see it."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=85, subsampling=0)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    image.save(file, "WEBP", lossless=max(image.size) < FEW, quality=85, method=0)
+    return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"

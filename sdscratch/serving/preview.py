@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,7 +14,7 @@ from sdscratch.models.encoders import FrozenEncoders
 
 SIDE = 8  # latents
 PLAIN, BLOCKS, BLOCK = 24, 8, 4
-MOST_ACROSS = 3  # pictures side by side
+GAP = 1  # latents between pictures; nothing is there
 
 
 class Preview:
@@ -31,14 +33,15 @@ class Preview:
         self._map = torch.linalg.lstsq(_with_one(_rows(latents)), _rows(colours)).solution  # (C + 1, 3)
 
     def __call__(self, latents: Tensor) -> Image.Image:
-        """Side by side where there are several."""
-        latents = latents[: MOST_ACROSS**2].detach().float().cpu()
+        """RGBA. Several lie in as many columns as rows, or one more, with gaps between them."""
+        latents = latents.detach().float().cpu()
         count, _, height, width = latents.shape
         colours = (_with_one(_rows(latents)) @ self._map).reshape(count, height, width, 3).permute(0, 3, 1, 2)
-        across = min(count, MOST_ACROSS)
-        sheet = Image.new("RGB", (across * width, -(-count // across) * height))
+        columns = math.ceil(math.sqrt(count))
+        rows = math.ceil(count / columns)
+        sheet = Image.new("RGBA", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP))
         for i, image in enumerate(map(to_pil, colours)):
-            sheet.paste(image, (i % across * width, i // across * height))
+            sheet.paste(image, (i % columns * (width + GAP), i // columns * (height + GAP)))
         return sheet
 
 

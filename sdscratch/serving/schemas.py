@@ -158,6 +158,7 @@ class Configuration(BaseModel):
     samplers: list[str]
     sizes: list[Size]
     weights: list[Weights]
+    examples: list[str] = Field(description="prompts that the model's training drew of itself, if it is known")
     max_n: int
     max_cost: int = Field(description="of width x height x steps x n")
     auth: bool = Field(description="whether requests need `Authorization: Bearer TOKEN`")

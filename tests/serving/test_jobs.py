@@ -58,7 +58,7 @@ def test_whoever_follows_sees_the_queue_the_steps_with_previews_and_the_end(clie
         steps == sorted(steps) and len(set(steps)) > 5 and {about["steps"] for n, about in seen if n == "step"} == {30}
     )
     previews = [about["preview"] for name, about in seen if name == "step" and about["preview"]]
-    assert previews and len(set(previews)) == len(previews) and previews[0].startswith("data:image/jpeg;base64,")
+    assert previews and len(set(previews)) == len(previews) and previews[0].startswith("data:image/webp;base64,")
     assert seen[-1][1] == client.get(f"/jobs/{second}").json()
     assert [name for name, _ in events(client, first)] == ["done"]  # long over
 

@@ -36,14 +36,21 @@ def test_a_glance_is_the_picture_where_latents_are_mixtures_of_colours():
     colours = torch.rand((1, 3, 6, 10), generator=torch.Generator().manual_seed(5)) * 2 - 1
     latents = encoders.encode_images(torch.nn.functional.interpolate(colours, scale_factor=4), torch.zeros(()))
     expected = ((colours[0].permute(1, 2, 0) + 1) * 127.5).round()
-    assert np.abs(np.asarray(glance(latents), int) - expected.numpy()).max() <= 1
+    assert np.abs(np.asarray(glance(latents).convert("RGB"), int) - expected.numpy()).max() <= 1
 
 
-def test_several_are_side_by_side_in_their_own_shape(preview):
+def test_several_lie_in_a_square_apart_from_each_other(preview):
     latents = torch.randn(4, 4, 6, 10)
-    assert preview(latents).size == (30, 12)
-    alone = np.asarray(preview(latents[1:2]))
-    assert np.array_equal(np.asarray(preview(latents))[:6, 10:20], alone)
+    sheet = np.asarray(preview(latents))
+    assert sheet.shape == (6 + 1 + 6, 10 + 1 + 10, 4)
+    for i, (top, left) in enumerate([(0, 0), (0, 11), (7, 0), (7, 11)]):
+        assert np.array_equal(sheet[top : top + 6, left : left + 10], np.asarray(preview(latents[i : i + 1])))
+    assert not sheet[6].any() and not sheet[:, 10].any()
+
+
+def test_any_number_has_room(preview):
+    sizes = [preview(torch.randn(count, 4, 6, 10)).size for count in (2, 3, 8, 16)]
+    assert sizes == [(21, 6), (21, 13), (32, 20), (43, 27)]
 
 
 def test_it_costs_a_few_milliseconds(preview):

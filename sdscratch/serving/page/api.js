@@ -8,25 +8,36 @@ export class Refusal extends Error {
   }
 }
 
+const PATIENCE = 10_000; // ms, for what a server answers at once unless it hangs
 const token = () => sessionStorage.getItem("token");
 
-async function request(path, { method = "GET", body, signal } = {}) {
+// signal: ends the waiting; quick: so does time.
+async function request(path, { method = "GET", body, signal, quick = false } = {}) {
   const headers = {};
   if (token()) headers.Authorization = `Bearer ${token()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer;
   try {
-    answer = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+    const limit = quick ? AbortSignal.timeout(PATIENCE) : signal;
+    answer = await fetch(path, { method, headers, signal: limit, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refusal(0, "The server does not answer.", { hint: "It may have been stopped, or the network is down." });
+    throw unanswered(error);
   }
   if (answer.ok) return answer;
   if (answer.status === 401) {
     await askForToken();
-    return request(path, { method, body, signal });
+    return request(path, { method, body, signal, quick });
   }
   throw await refusal(answer);
+}
+
+const json = async (path, options) => (await request(path, options)).json().catch((error) => {
+  throw unanswered(error);
+});
+
+function unanswered(error) {
+  if (error.name === "AbortError") return error; // as it was wished
+  return new Refusal(0, "The server does not answer.", { hint: "It may have been stopped, or the network is down." });
 }
 
 async function refusal(answer) {
@@ -44,10 +55,12 @@ let asking = null; // one question, however many requests wait for its answer
 function askForToken() {
   const dialog = document.getElementById("token");
   asking ??= new Promise((resolve) => {
+    const field = document.getElementById("token-value");
     document.getElementById("token-refused").hidden = !token();
     dialog.showModal();
+    field.select();
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem("token", document.getElementById("token-value").value);
+      sessionStorage.setItem("token", field.value.trim());
       asking = null;
       resolve();
     }, { once: true });
@@ -55,10 +68,11 @@ function askForToken() {
   return asking;
 }
 
-export const get = async (path, signal) => (await request(path, { signal })).json();
-export const post = async (path, body) => (await request(path, { method: "POST", body })).json();
-export const put = async (path, body) => (await request(path, { method: "PUT", body })).json();
-export const remove = async (path) => void (await request(path, { method: "DELETE" }));
+export const get = (path, signal) => json(path, { signal });
+export const getSoon = (path) => json(path, { quick: true });
+export const post = (path, body) => json(path, { method: "POST", body, quick: true });
+export const put = (path, body) => json(path, { method: "PUT", body });
+export const remove = (path) => json(path, { method: "DELETE", quick: true });
 
 // A picture as a data URI: an <img> itself could not send the token.
 export async function picture(path) {

@@ -175,7 +175,7 @@ function short(value) {
   const size = Math.abs(value);
   if (size >= 1e4) return value.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
   if (size >= 1e3) return Math.round(value).toLocaleString("en");
-  if (size !== 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e");
+  if (size !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
   return String(Number(value.toPrecision(3)));
 }
 

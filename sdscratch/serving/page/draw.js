@@ -3,6 +3,7 @@
 import { Refusal, get } from "./api.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
+import * as header from "./header.js";
 import { cancel, follow, submit } from "./job.js";
 import { drawNoise } from "./noise.js";
 import * as notice from "./notice.js";
@@ -12,6 +13,7 @@ import * as viewer from "./viewer.js";
 const at = (id) => document.getElementById(id);
 
 let job = null; // the id of what is being drawn; "" while it is asked for
+let hold = null; // ends the way with it
 let left = null; // the picture that another is to be compared with
 
 export async function start() {
@@ -25,21 +27,37 @@ export async function start() {
   for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
   document.addEventListener("keydown", key);
   await gallery.start(chosen);
-  stage.show(null);
 }
 
 // Fill the form from the server, and go on with what was being drawn before a reload.
 export async function connect() {
-  form.build(await get("config"));
+  const config = await get("config");
+  form.build(config);
+  suggest(config.examples);
+  notice.clear("gone");
+  busy(job);
   const before = JSON.parse(sessionStorage.getItem("job") ?? "null");
   if (before && job === null) attend(before.id, before.wanted);
 }
 
+// prompts: of what this model has learnt, for those who have not drawn with it.
+function suggest(prompts) {
+  at("examples").replaceChildren(...prompts.slice(0, 2).map((prompt) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: prompt });
+    button.addEventListener("click", () => {
+      form.set({ prompt });
+      draw();
+    });
+    return button;
+  }));
+}
+
 async function draw() {
-  if (job !== null || at("go").ariaDisabled === "true") return;
+  if (at("go").ariaDisabled === "true") return;
   notice.clear();
-  form.clearFaults();
-  if (at("settings").matches(":popover-open")) at("settings").hidePopover();
+  if (!form.check()) return;
+  at("settings").hidePopover();
+  if (matchMedia("(pointer: coarse)").matches) document.activeElement.blur(); // or its keyboard would cover the picture
   const wanted = form.read();
   busy("");
   let id;
@@ -58,10 +76,12 @@ async function attend(id, wanted) {
   sessionStorage.setItem("job", JSON.stringify({ id, wanted }));
   stage.begin(wanted);
   stage.say("Drawing");
+  hold = new AbortController();
   try {
-    for await (const { event, data } of follow(id)) await ON[event]?.(data, wanted);
+    for await (const { event, data } of follow(id, hold.signal)) await ON[event]?.(data, wanted);
   } catch (error) {
-    ON.failed(error.status === 404 ? new Refusal(404, "The server no longer knows this drawing", { hint: "draw it again" }) : error);
+    if (hold.signal.aborted) ON.cancelled();
+    else ON.failed(error.status === 404 ? new Refusal(404, "The server no longer knows this drawing", { hint: "draw it again" }) : error);
   } finally {
     sessionStorage.removeItem("job");
     if (document.activeElement === at("cancel")) at("go").focus();
@@ -109,12 +129,14 @@ async function stop() {
   try {
     await cancel(job);
   } catch (error) {
-    refuse(error); // it goes on, and so does the way to its end
+    refuse(error);
+    if (error.status === 0) hold.abort(); // else it goes on, and so does the way to its end
   }
 }
 
 function busy(id) {
   job = id;
+  header.lookAgain();
   at("go").ariaDisabled = String(job !== null);
   at("go").textContent = job === null ? "Draw" : "Drawing";
 }
@@ -131,6 +153,7 @@ function waitFor(seconds) {
 // A picture of the gallery is chosen, or null: there is none any more.
 function chosen(entry) {
   stage.show(entry);
+  at("compare").disabled = gallery.count() < 2;
   if (left && entry && entry.id !== left.id) {
     viewer.compare(left, entry);
     forgetLeft();
@@ -142,7 +165,8 @@ function markOrForget() {
   left = gallery.current();
   gallery.mark(left.id);
   at("compare").ariaPressed = "true";
-  at("compare").lastChild.data = "Pick the other";
+  at("gallery-title").textContent = "Choose the other";
+  at("gallery").scrollIntoView({ block: "nearest" });
   stage.say("Choose the picture to compare with");
 }
 
@@ -150,7 +174,7 @@ function forgetLeft() {
   left = null;
   gallery.mark(null);
   at("compare").ariaPressed = "false";
-  at("compare").lastChild.data = "Compare";
+  at("gallery-title").textContent = "Pictures";
 }
 
 // The same settings again, seed included.

@@ -5,20 +5,22 @@ const field = (name) => form.elements[name];
 const NUMBERS = ["steps", "cfg_scale", "guidance_rescale", "seed", "n"];
 const SLIDING = ["steps", "cfg_scale", "guidance_rescale"];
 const KEPT = ["prompt", "negative_prompt", ...NUMBERS, "sampler", "size", "weights"];
+const CHECKED = ["prompt", "negative_prompt", ...NUMBERS]; // before they are sent
 const AT = { width: "size", height: "size" }; // where a fault of what has no field of its own is shown
 
+const count = (number) => number.toLocaleString("en");
 const sizeText = ({ width, height }) => `${width} × ${height}`;
 const sizeValue = ({ width, height }) => `${width}x${height}`;
 
-let largestSeed = 0;
+let limits = {}; // by field: {min, max, step}, of texts their lengths
 let locked = false;
 let onSeed = () => {};
 
 // Fill the fields from GET /config; what was there stays where this model can do it, else it is the model's default.
 export function build(config) {
-  const { defaults, limits } = config;
+  const { defaults } = config;
   const before = kept();
-  largestSeed = limits.seed.max;
+  limits = config.limits;
   for (const name of NUMBERS) {
     const { min, max, step } = limits[name];
     for (const input of [field(name), slider(name)]) if (input) Object.assign(input, { min, max, step: step ?? "any" });
@@ -30,6 +32,7 @@ export function build(config) {
   set(before.model === config.model.id ? before : { ...before, ...asModelWants(defaults) });
   setLocked(before.locked === true);
   form.dataset.model = config.model.id;
+  document.getElementById("settings").inert = false;
   keep();
 }
 
@@ -54,10 +57,10 @@ export function set(values) {
   keep();
 }
 
-// The body of POST /jobs. A number that is none is sent as null, and the server says what it thinks of it.
+// The body of POST /jobs.
 export function read() {
   const [width, height] = field("size").value.split("x").map(Number);
-  const numbers = Object.fromEntries(NUMBERS.map((name) => [name, field(name).value === "" ? null : Number(field(name).value)]));
+  const numbers = Object.fromEntries(NUMBERS.map((name) => [name, field(name).valueAsNumber]));
   const { prompt, negative_prompt, sampler, weights } = form.elements;
   const texts = { prompt: prompt.value, negative_prompt: negative_prompt.value, sampler: sampler.value, weights: weights.value };
   return { ...texts, ...numbers, width, height };
@@ -76,28 +79,57 @@ export function setLocked(value) {
   keep();
 }
 
+// Say at every field that does not fit what it should be. Returns whether all fit.
+export function check() {
+  for (const input of form.querySelectorAll("[aria-invalid]")) unsay(input);
+  const wrong = CHECKED.filter(faultOf);
+  for (const name of wrong) say(field(name), faultOf(name));
+  if (wrong.length) goTo(field(wrong[0]));
+  return wrong.length === 0;
+}
+
+// What is wrong with a field, or null.
+function faultOf(name) {
+  const { min, max, step } = limits[name];
+  const { type, value, valueAsNumber: number } = field(name);
+  if (type === "number") {
+    const fits = number >= min && number <= max && (step !== 1 || Number.isInteger(number));
+    return fits ? null : `Expected a ${step === 1 ? "whole " : ""}number from ${min} to ${max}`;
+  }
+  const length = [...value.trim()].length;
+  if (length < min) return "Say what to draw";
+  return length > max ? `${count(length)} characters, expected at most ${count(max)}` : null;
+}
+
 // Show what the server found wrong at the field it names. Returns false where no field here has that name.
 export function showFault({ field: name, message, hint }) {
   const input = field(AT[name] ?? name);
   if (!name || !input) return false;
-  const place = document.getElementById(`${input.name}-fault`);
-  place.textContent = faultOf(input) ?? [message.replace(`${name}: `, ""), hint?.startsWith("GET ") ? null : hint].filter(Boolean).join("; ");
-  input.setAttribute("aria-invalid", "true");
-  input.setAttribute("aria-describedby", place.id);
-  const drawer = document.getElementById("settings");
-  if (drawer.contains(input) && !input.checkVisibility()) drawer.showPopover();
-  input.focus();
+  say(input, [message.replace(`${name}: `, ""), hint?.startsWith("GET ") ? null : hint].filter(Boolean).join("; "));
+  goTo(input);
   return true;
 }
 
-// The range that a number is out of: the server's own, where the answer may name a wider one that holds everywhere.
-function faultOf({ type, validity, min, max }) {
-  return type === "number" && (validity.rangeOverflow || validity.rangeUnderflow) ? `Expected ${min} to ${max}` : null;
+const placeOfFault = ({ name }) => document.getElementById(`${name}-fault`);
+
+function say(input, text) {
+  const place = placeOfFault(input);
+  place.textContent = text;
+  input.setAttribute("aria-invalid", "true");
+  input.setAttribute("aria-describedby", place.id);
 }
 
-export function clearFaults() {
-  for (const place of form.querySelectorAll(".fault")) place.textContent = "";
-  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+function unsay(input) {
+  placeOfFault(input).textContent = "";
+  input.removeAttribute("aria-invalid");
+}
+
+// The cursor into a field, wherever it is.
+function goTo(input) {
+  const drawer = document.getElementById("settings");
+  if (!drawer.contains(input)) drawer.hidePopover();
+  else if (!input.checkVisibility()) drawer.showPopover();
+  input.focus();
 }
 
 // Make the fields live. seedShown: called with every seed that stands in its field.
@@ -106,6 +138,7 @@ export function start(seedShown) {
   form.addEventListener("input", ({ target }) => {
     if (target.dataset.of) field(target.dataset.of).value = target.value;
     else if (slider(target.name)) slider(target.name).value = target.value;
+    unsay(target.dataset.of ? field(target.dataset.of) : target);
     if (target.name === "seed") {
       onSeed(Number(target.value));
       setLocked(true); // whoever types a seed means it
@@ -118,7 +151,7 @@ export function start(seedShown) {
 }
 
 const slider = (name) => (SLIDING.includes(name) ? form.querySelector(`[data-of="${name}"]`) : null);
-const anySeed = () => Math.floor(Math.random() * (largestSeed + 1));
+const anySeed = () => Math.floor(Math.random() * (limits.seed.max + 1));
 
 function keep() {
   const values = Object.fromEntries(KEPT.map((name) => [name, field(name).value]));

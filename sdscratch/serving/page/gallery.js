@@ -10,7 +10,7 @@ let onChoice = () => {};
 export async function start(chose) {
   onChoice = chose;
   await store.load();
-  show();
+  choose(store.all()[0]?.id ?? null);
   document.getElementById("clear").addEventListener("click", async () => {
     if (!confirm("Remove all pictures from this browser?")) return;
     await store.clear();
@@ -19,6 +19,8 @@ export async function start(chose) {
 }
 
 export const current = () => store.all().find(({ id }) => id === chosen) ?? null;
+
+export const count = () => store.all().length;
 
 // Take in the pictures of a drawing and choose the first.
 export async function add(entries) {
@@ -79,6 +81,7 @@ function tile({ id, image, parameters }) {
   put(picture, image, parameters, named(parameters));
   button.type = "button";
   button.dataset.id = id;
+  button.title = named(parameters);
   button.append(picture);
   button.addEventListener("click", () => choose(id));
   item.append(button);

@@ -1,12 +1,16 @@
 // The header: how the server is, which model draws, dark or light.
 
-import { Refusal, get, put } from "./api.js";
+import { Refusal, get, getSoon, put } from "./api.js";
 import * as notice from "./notice.js";
 import { modelName } from "./picture.js";
 
-const EVERY = 5000; // ms
+const [EVERY, SOON] = [5000, 1000]; // ms between looks; SOON: until it is ready again
+const WORDS = { loading: "Loading the model", stopping: "Stopping" };
 const health = document.getElementById("health");
 const model = document.getElementById("model");
+let choosing = false; // another model is being loaded
+let asked = false; // to look again, without waiting for the next time
+let wake = () => {};
 
 // connected: called whenever the server is there with a model: at first, after it was gone, and when the model changes.
 export function start(connected) {
@@ -18,26 +22,41 @@ export function start(connected) {
 async function watch(connected) {
   let before = null;
   for (;;) {
+    asked = false;
     const { state, text, name } = await look();
-    health.dataset.state = state;
-    if (health.textContent !== text) health.textContent = text; // or it would be read out again and again
+    if (!choosing) tellHealth(state, text);
     if (name && name !== before) {
       await connected().then(() => models()).catch(tell);
     }
     before = name;
-    await new Promise((resolve) => setTimeout(resolve, document.hidden ? 4 * EVERY : EVERY));
+    if (asked) continue;
+    await new Promise((resolve) => {
+      wake = resolve;
+      setTimeout(resolve, document.hidden ? 4 * EVERY : state === "ready" ? EVERY : SOON);
+    });
   }
+}
+
+function tellHealth(state, text) {
+  health.dataset.state = state;
+  if (health.textContent !== text) health.textContent = text; // or it would be read out again and again
+}
+
+// Something has changed that the header tells of.
+export function lookAgain() {
+  asked = true;
+  wake();
 }
 
 // The state in a word, in words for people, and the name of the model that is ready, or null.
 async function look() {
   try {
-    const { device, queue, model: name } = await get("health");
+    const { device, queue, model: name } = await getSoon("health");
     return queue ? { state: "busy", text: queue > 1 ? `Drawing, ${queue - 1} waiting` : "Drawing", name } : { state: "ready", text: `Ready on ${device}`, name };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 0) return { state: "gone", text: "No answer", name: null };
-    return { state: "busy", text: notice.sentences(error.message), name: null }; // loading, stopping
+    return { state: "busy", text: WORDS[error.message] ?? "Not ready", name: null };
   }
 }
 
@@ -48,9 +67,8 @@ async function models() {
 }
 
 async function choose(id, connected) {
-  model.disabled = true;
-  health.dataset.state = "busy";
-  health.textContent = "Loading";
+  model.disabled = choosing = true;
+  tellHealth("busy", WORDS.loading);
   try {
     await put("models/current", { id });
     await connected();
@@ -58,6 +76,8 @@ async function choose(id, connected) {
   } catch (error) {
     tell(error);
   }
+  choosing = false;
+  lookAgain();
   await models().catch(tell);
 }
 

@@ -10,14 +10,15 @@ export const submit = async (wanted) => (await post("jobs", wanted)).id;
 export const cancel = (id) => remove(`jobs/${id}`);
 
 // Yields {event, data} as the server sends them, and {event: "lost"} while it does not answer. The last one is an end.
-export async function* follow(id) {
+// signal: lets go of it where there is nobody to end it.
+export async function* follow(id, signal) {
   for (;;) {
     try {
-      for await (const message of events(`jobs/${id}/events`)) {
+      for await (const message of events(`jobs/${id}/events`, signal)) {
         yield message;
         if (ENDS.has(message.event)) return;
       }
-      const job = await get(`jobs/${id}`); // the connection was closed without a word of the end
+      const job = await get(`jobs/${id}`, signal); // the connection was closed without a word of the end
       if (ENDS.has(job.status)) {
         yield { event: job.status, data: job };
         return;
@@ -27,5 +28,6 @@ export async function* follow(id) {
       yield { event: "lost", data: error };
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY));
+    signal.throwIfAborted();
   }
 }

@@ -7,14 +7,16 @@ const ended = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(t
 
 export const sentences = (...texts) => texts.filter(Boolean).map(ended).join(" ");
 
-export function clear() {
-  place.textContent = "";
+// kind: only one of that kind.
+export function clear(kind = place.dataset.kind) {
+  if (place.dataset.kind === kind) place.textContent = "";
 }
 
 // refusal: {status, message, field, hint, seconds}, of a request or of a drawing that failed.
 export function show(refusal) {
   if (refusal.field && showFault(refusal)) return;
   const hint = refusal.seconds ? `Try again in ${refusal.seconds} s` : refusal.hint;
-  place.dataset.kind = refusal.seconds ? "wait" : "error";
+  place.dataset.kind = refusal.seconds ? "wait" : refusal.status === 0 ? "gone" : "error";
   place.textContent = sentences(refusal.message, hint);
+  place.scrollIntoView({ block: "nearest" });
 }

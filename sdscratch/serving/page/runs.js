@@ -24,6 +24,7 @@ async function watch(name, signal) {
   const address = addressOf(name);
   let view = null;
   for (;;) {
+    const begin = performance.now();
     try {
       if (!view || !document.hidden) view = await look(name, address, view, signal);
     } catch (error) {
@@ -31,7 +32,8 @@ async function watch(name, signal) {
       if (!(error instanceof Refusal)) throw error;
       if (!view) say(sentences(error.message), sentences(error.hint));
     }
-    await new Promise((resolve) => setTimeout(resolve, EVERY));
+    const pause = Math.max(EVERY, 4 * (performance.now() - begin)); // a run of very many rows shall not keep the server busy
+    await new Promise((resolve) => setTimeout(resolve, pause));
     if (signal.aborted) return;
   }
 }
@@ -44,7 +46,7 @@ async function look(name, address, view, signal) {
   const run = runs.find((each) => each.name === name);
   if (!run) {
     if (name) say(`There is no run ${name}.`, "The list has those that there are.");
-    else say("No run has been trained here yet.", "sdscratch quickstart trains one in minutes.");
+    else say("No run has been trained here yet.", "This trains one in minutes: ", element("code", { textContent: "sdscratch quickstart" }));
     return null;
   }
   if (!view) list.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
@@ -59,7 +61,7 @@ function showList(runs, shown) {
     const link = element("a", { href: `#runs/${addressOf(run.name)}` });
     if (run.name === shown) link.ariaCurrent = "page";
     const steps = run.max_steps && run.step < run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : `${count(run.step)} steps`;
-    const words = [run.status, steps, ago(run.updated)].filter(Boolean).join(" · ");
+    const words = [statusOf(run), steps, ago(run.updated)].join(" · ");
     link.append(element("b", { textContent: run.name }), element("span", { textContent: words }));
     if (run.status === "running" && run.max_steps) {
       link.append(element("progress", { max: run.max_steps, value: run.step, ariaLabel: `Steps of ${run.name}` }));
@@ -78,6 +80,7 @@ function build(run, address) {
   label.append(log, "Log scale");
   title.append(element("h2", { textContent: run.name }), status, label);
   const figures = element("dl", { className: "figures" });
+  const nothing = element("p", { className: "hint", textContent: "It has written no numbers yet, or they cannot be read." });
   const pictures = samples(address);
   const curves = charts();
   log.addEventListener("change", () => curves.scale(log.checked));
@@ -86,7 +89,7 @@ function build(run, address) {
   let series = {};
 
   async function update(now, signal) {
-    status.textContent = now.status ?? "";
+    status.textContent = statusOf(now);
     status.dataset.status = now.status;
     if (now.updated !== seen) {
       const read = (what) => get(`runs/${address}/${what}`, signal);
@@ -96,7 +99,8 @@ function build(run, address) {
       await pictures.update(drawn);
     }
     showFigures(figures, now, series);
-    if (!title.isConnected && !signal.aborted) place.replaceChildren(title, figures, pictures.place, curves.place); // whole, so that nothing jumps
+    nothing.hidden = Object.keys(series).length > 0;
+    if (!title.isConnected && !signal.aborted) place.replaceChildren(title, figures, nothing, pictures.place, curves.place); // whole, so that nothing jumps
   }
   return { update };
 }
@@ -118,14 +122,17 @@ function showFigures(figures, run, series) {
   }));
 }
 
-function say(text, hint) {
-  place.replaceChildren(element("h2", { textContent: text }), element("p", { className: "hint", textContent: hint }));
+function say(text, ...hint) {
+  const under = element("p", { className: "hint" });
+  under.append(...hint);
+  place.replaceChildren(element("h2", { textContent: text }), under);
 }
 
+const statusOf = ({ status }) => status ?? "state unreadable";
 const addressOf = (name) => name.split("/").map(encodeURIComponent).join("/");
 const element = (name, properties) => Object.assign(document.createElement(name), properties);
 const count = (value) => value.toLocaleString("en");
-const number = (value) => value === undefined ? undefined : String(Number(value.toPrecision(3)));
+const number = (value) => value === undefined ? undefined : value.toLocaleString("en", { maximumSignificantDigits: 3 });
 
 function ago(seconds) {
   const past = Math.max(0, Date.now() / 1000 - seconds);

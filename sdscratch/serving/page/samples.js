@@ -11,12 +11,13 @@ export function samples(address) {
   place.innerHTML = `
     <h3>Pictures while it learns</h3>
     <img alt="">
+    <p class="hint" hidden>This picture cannot be read: it is damaged, or still being written.</p>
     <div class="along">
       <button class="icon" type="button" aria-label="Play"><svg aria-hidden="true"><use href="#i-play"/></svg></button>
       <input type="range" min="0" step="1" aria-label="Step of the pictures">
       <output></output>
     </div>`;
-  const [image, play, slider, output] = ["img", "button", "input", "output"].map((name) => place.querySelector(name));
+  const [image, fault, play, slider, output] = ["img", ".hint", "button", "input", "output"].map((name) => place.querySelector(name));
   const loaded = new Map(); // step/name -> data URI
   let shots = []; // [{step, name}], the earliest first
   let playing = null;
@@ -30,7 +31,10 @@ export function samples(address) {
     if (`${now.step}/${now.name}` !== key) return; // the slider has moved on meanwhile
     image.src = loaded.get(key);
     image.alt = `Pictures drawn at step ${step}, ${name.replace(".png", "")} weights`;
-    await image.decode().catch(() => loaded.delete(key)); // half written: another look will find it whole
+    const whole = await image.decode().then(() => true, () => false);
+    if (!whole) loaded.delete(key); // another look may find it whole
+    image.hidden = !whole;
+    fault.hidden = whole;
     image.style.maxWidth = `${1.75 * image.naturalWidth}px`; // larger, its captions would be all blur
   }
 

@@ -9,9 +9,14 @@ const at = (id) => document.getElementById(id);
 export function show(entry) {
   at("stage").dataset.state = entry ? "shown" : "empty";
   at("picture").hidden = !entry;
-  if (!entry) return;
+  if (!entry) {
+    at("about-prompt").textContent = "Nothing drawn yet";
+    at("about-settings").textContent = "Enter draws, Escape cancels, arrow keys go through the pictures";
+    at("about-notes").textContent = "";
+    return;
+  }
   place(entry.image, entry.parameters, named(entry.parameters));
-  at("about-prompt").textContent = entry.parameters.prompt;
+  at("about-prompt").textContent = at("about-prompt").title = entry.parameters.prompt;
   at("about-settings").textContent = inWords(entry.parameters);
   at("about-notes").textContent = sentences(...(entry.parameters.notes ?? []));
 }
@@ -21,6 +26,7 @@ export function begin(parameters) {
   at("stage").dataset.state = "drawing";
   at("picture").hidden = true;
   shape(parameters);
+  at("frame").scrollIntoView({ block: "nearest" });
   progress("Asking", null);
 }
 
@@ -28,7 +34,6 @@ export function begin(parameters) {
 export function preview(image, parameters) {
   if (!image || at("stage").dataset.state !== "drawing") return;
   place(image, parameters, "The picture being drawn");
-  at("picture").classList.remove("crisp"); // a pixel for each latent: out of focus rather than in blocks
 }
 
 // part: of the steps, in [0, 1]; null: not known yet.

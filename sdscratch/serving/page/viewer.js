@@ -7,7 +7,7 @@ const viewer = document.getElementById("viewer");
 const comparison = document.getElementById("comparison");
 const NAMES = {
   prompt: "Prompt", negative_prompt: "Negative prompt", seed: "Seed", steps: "Steps", cfg_scale: "Guidance",
-  guidance_rescale: "Rescale", sampler: "Sampler", width: "Width", height: "Height", weights: "Weights", model: "Model",
+  guidance_rescale: "Guidance rescale", sampler: "Sampler", width: "Width", height: "Height", weights: "Weights", model: "Model",
 };
 
 export function start() {
