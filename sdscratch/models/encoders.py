@@ -63,11 +63,11 @@ class TextEncoder:
         Each distinct caption is encoded once, which with caption dropout and class captions saves most of the work.
         """
         distinct = sorted(set(captions))
-        batch = self._tokenize(distinct).to(self.model.device)
-        mask = batch.attention_mask if self.masks_padding else None
-        states = self.model(batch.input_ids, attention_mask=mask).last_hidden_state
-        rows = {caption: row for row, caption in enumerate(distinct)}
-        return states[torch.tensor([rows[caption] for caption in captions], device=states.device)]
+        batch = self._tokenize(distinct)
+        mask = send(batch.attention_mask, self.model.device) if self.masks_padding else None
+        states = self.model(send(batch.input_ids, self.model.device), attention_mask=mask).last_hidden_state
+        known = dict(zip(distinct, states, strict=True))
+        return torch.stack([known[caption] for caption in captions])
 
     def _tokenize(self, captions: Sequence[str]) -> Any:
         length = self.tokenizer.model_max_length
@@ -75,19 +75,27 @@ class TextEncoder:
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
 
-    def remembering(self) -> TextEncoder:
-        """The same encoder for few texts that come again and again: it encodes each of them once, as long as it is frozen."""
-        return _RememberingTextEncoder(**vars(self))
+    def remembering(self, texts: Iterable[str]) -> TextEncoder:
+        """The same encoder, for as long as it is frozen: of these texts, each is encoded once, alone and in full precision.
+
+        So their states are the same bits in every batch, whenever they were first asked for.
+        """
+        return _RememberingTextEncoder(**vars(self), texts=frozenset(texts))
 
 
 @dataclass
 class _RememberingTextEncoder(TextEncoder):
+    texts: frozenset[str] = frozenset()
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        if new := sorted(set(captions) - self.known.keys()):
-            self.known |= zip(new, super().__call__(new), strict=True)
-        return torch.stack([self.known[caption] for caption in captions])
+        asked = set(captions)
+        for text in sorted(asked & self.texts - self.known.keys()):
+            with torch.autocast(self.model.device.type, enabled=False):
+                self.known[text] = super().__call__([text])[0]
+        others = sorted(asked - self.texts)
+        known = self.known | dict(zip(others, super().__call__(others) if others else (), strict=True))
+        return torch.stack([known[caption] for caption in captions])
 
 
 @dataclass
@@ -134,6 +142,11 @@ class FrozenEncoders:
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of scaled latents."""
         return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """From the host to a device, which may still be at work: from pinned memory, so that the host need not wait for it."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def downsampling_factor(vae: AutoencoderKL) -> int:
