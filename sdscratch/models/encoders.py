@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from sdscratch.devices import send
 from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.models.initialisation import new_embeddings, preserve_variance
 from sdscratch.models.pretrained import load_pretrained, without_commentary
@@ -142,11 +143,6 @@ class FrozenEncoders:
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of scaled latents."""
         return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """From the host to a device, which may still be at work: from pinned memory, so that the host need not wait for it."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def downsampling_factor(vae: AutoencoderKL) -> int:

@@ -14,9 +14,10 @@ from transformers import CLIPModel
 
 from sdscratch.data import ImageBatch, to_pil
 from sdscratch.data.grid import CaptionedImages
+from sdscratch.devices import send
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
-from sdscratch.models.encoders import TextEncoder, send
+from sdscratch.models.encoders import TextEncoder
 from sdscratch.training import ranks
 from sdscratch.training.stage import Augmentation, LrSchedule, MakeOptimizer, Stage
 
