@@ -12,7 +12,7 @@ from tiny import SMALLER
 from torch.overrides import TorchFunctionMode
 
 from sdscratch.bench.work import Kernels
-from sdscratch.training import Guard
+from sdscratch.training import Guard, Previews, Validation
 from sdscratch.training.injection import VARIABLE
 
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"}
@@ -84,3 +84,15 @@ def test_positions_stay_with_the_host_when_a_batch_goes_to_the_device(tiny_confi
     batch = next(iter(datamodule.train_dataloader()))
     moved = datamodule.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert moved["positions"] is batch["positions"] and moved["noise"].is_meta and moved.keys() == batch.keys()
+
+
+def test_previews_are_drawn_in_the_trainers_precision_and_validation_measures_in_float32(tiny_config, tmp_path):
+    module, datamodule = latent_diffusion(tiny_config(*SMALLER, "stage.preview_prompts=[a red circle]"))
+    seen = []
+    module.ema.network.conv_in.register_forward_hook(lambda *said: seen.append(said[-1].dtype))
+    callbacks = [Validation(every=1), Previews(every=1)]
+    trainer = quiet_trainer(precision="bf16-mixed", callbacks=callbacks, default_root_dir=tmp_path, limit_val_batches=0)
+    trainer.fit(module, datamodule=datamodule)
+    first = seen.index(torch.bfloat16)
+    assert set(seen[:first]) == {torch.float32} and set(seen[first:]) == {torch.bfloat16}
+    assert (tmp_path / "samples/step_00000001/ema.png").is_file()
