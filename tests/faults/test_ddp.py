@@ -118,6 +118,18 @@ def test_two_ranks_have_the_gradient_and_the_measures_of_one_with_twice_the_batc
     assert any(name.startswith("val/") for name in rows(one)[-1])
 
 
+def test_two_ranks_that_exchange_bfloat16_have_that_gradient_to_its_eight_bits(server, train_words, tmp_path):
+    words = train_words(tmp_path, *GRADIENT, "callbacks.validation=null")
+    for exchange in ("float32", "bfloat16"):
+        finished(Job(server, [*words, f"name={exchange}", f"trainer.strategy.exchange={exchange}"]).wait())
+    exact, rounded = (
+        RunFolder(tmp_path / name).newest_intact_checkpoint().load()["state_dict"] for name in ("float32", "bfloat16")
+    )
+    scale = max(float(tensor.abs().max()) for tensor in exact.values())
+    off = max(float((rounded[name] - tensor).abs().max()) for name, tensor in exact.items())
+    assert 1e-6 * scale < off < 2**-7 * scale
+
+
 def test_two_ranks_measure_each_source_of_a_mixture_as_one_does(server, train_words, tiny_data, tmp_path):
     write_shapes(tiny_data / "shapes_32_64", 64, 16, 32)
     parts = [
