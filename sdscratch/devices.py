@@ -1,10 +1,11 @@
-"""Where networks run, and in which numbers, by the names that people give them."""
+"""Where networks run, and in which numbers, by the names that people give them; and how values get there."""
 
 from __future__ import annotations
 
 import re
 
 import torch
+from torch import Tensor
 
 from sdscratch.errors import ConfigError, check_choice
 
@@ -31,3 +32,8 @@ def dtype_of(name: str) -> torch.dtype:
     """Raises ConfigError for what is none of DTYPES."""
     check_choice("dtype", name, [*DTYPES])
     return DTYPES[name]
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The host's values on a device that may still be at work: through pinned memory, so that the host need not wait."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

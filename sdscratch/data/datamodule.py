@@ -151,6 +151,10 @@ class BaseDataModule(L.LightningDataModule, ABC):
         batches = [list(mine[first : first + size]) for first in range(0, len(mine), size)]
         return self._loader(dataset, batches, self.collate.for_validation())
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Positions stay: what is drawn by them is drawn by the host, which would have to wait for the device to say them."""
+        return {**super().transfer_batch_to_device(batch, device, dataloader_idx), "positions": batch["positions"]}
+
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from sdscratch.devices import send
 from sdscratch.errors import ConfigError, DataError, check_whole
 from sdscratch.models.initialisation import new_embeddings, preserve_variance
 from sdscratch.models.pretrained import load_pretrained, without_commentary
@@ -63,11 +64,11 @@ class TextEncoder:
         Each distinct caption is encoded once, which with caption dropout and class captions saves most of the work.
         """
         distinct = sorted(set(captions))
-        batch = self._tokenize(distinct).to(self.model.device)
-        mask = batch.attention_mask if self.masks_padding else None
-        states = self.model(batch.input_ids, attention_mask=mask).last_hidden_state
-        rows = {caption: row for row, caption in enumerate(distinct)}
-        return states[torch.tensor([rows[caption] for caption in captions], device=states.device)]
+        batch = self._tokenize(distinct)
+        mask = send(batch.attention_mask, self.model.device) if self.masks_padding else None
+        states = self.model(send(batch.input_ids, self.model.device), attention_mask=mask).last_hidden_state
+        known = dict(zip(distinct, states, strict=True))
+        return torch.stack([known[caption] for caption in captions])
 
     def _tokenize(self, captions: Sequence[str]) -> Any:
         length = self.tokenizer.model_max_length
@@ -75,19 +76,27 @@ class TextEncoder:
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
 
-    def remembering(self) -> TextEncoder:
-        """The same encoder for few texts that come again and again: it encodes each of them once, as long as it is frozen."""
-        return _RememberingTextEncoder(**vars(self))
+    def remembering(self, texts: Iterable[str]) -> TextEncoder:
+        """The same encoder, for as long as it is frozen: of these texts, each is encoded once, alone and in full precision.
+
+        So their states are the same bits in every batch, whenever they were first asked for.
+        """
+        return _RememberingTextEncoder(**vars(self), texts=frozenset(texts))
 
 
 @dataclass
 class _RememberingTextEncoder(TextEncoder):
+    texts: frozenset[str] = frozenset()
     known: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        if new := sorted(set(captions) - self.known.keys()):
-            self.known |= zip(new, super().__call__(new), strict=True)
-        return torch.stack([self.known[caption] for caption in captions])
+        asked = set(captions)
+        for text in sorted(asked & self.texts - self.known.keys()):
+            with torch.autocast(self.model.device.type, enabled=False):
+                self.known[text] = super().__call__([text])[0]
+        others = sorted(asked - self.texts)
+        known = self.known | dict(zip(others, super().__call__(others) if others else (), strict=True))
+        return torch.stack([known[caption] for caption in captions])
 
 
 @dataclass

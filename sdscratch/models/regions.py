@@ -34,6 +34,8 @@ def compile_network(network: nn.Module, how: HowToCompile, budget: float = 1.0, 
         return
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
     torch._functorch.config.activation_memory_budget = budget
+    # On several devices torch cuts what it compiles wherever a bucket of gradients is full; regions are small enough.
+    torch._dynamo.config.optimize_ddp = how == "whole"
     if torch.__version__.startswith(LAYOUT_IS_LOST) and next(network.parameters()).is_cuda:
         torch._inductor.config.force_layout_optimization = True
     regions = [network] if how == "whole" else [module for module in network.modules() if isinstance(module, REGIONS)]

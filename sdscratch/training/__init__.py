@@ -8,6 +8,7 @@ _HOMES = {
     "Autoencoder": "sdscratch.training.autoencoder",
     "Checkpoints": "sdscratch.training.checkpoints",
     "Clip": "sdscratch.training.clip",
+    "DataParallel": "sdscratch.training.data_parallel",
     "Guard": "sdscratch.training.guards",
     "LatentDiffusion": "sdscratch.training.latent_diffusion",
     "Metrics": "sdscratch.training.metrics",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sdscratch.data import ImageBatch, to_pil
 from sdscratch.data.grid import CaptionedImages
+from sdscratch.devices import send
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.latent_scale import LatentMoments, with_unit_latents
@@ -77,8 +78,9 @@ class Autoencoder(Stage):
         """Of one batch; the posterior's noise is keyed by each sample's position."""
         images = batch["images"]
         posterior = self.network.encode(images).latent_dist
-        draws = [noise(self.seed, "posterior", int(p), tuple(posterior.mean.shape[1:])) for p in batch["positions"]]
-        latents = posterior.mean + posterior.std * torch.stack(draws).to(images.device)
+        shape, positions = tuple(posterior.mean.shape[1:]), batch["positions"].tolist()
+        draws = torch.stack([noise(self.seed, "posterior", position, shape) for position in positions])
+        latents = posterior.mean + posterior.std * send(draws, images.device)
         reconstructed = self.network.decode(latents).sample
         losses = {
             "reconstruction": self._distance(reconstructed, images),
@@ -88,7 +90,7 @@ class Autoencoder(Stage):
         weight = self.kl_weight_at(self.global_step)
         losses["loss"] = losses["reconstruction"] + weight * counted
         if self.kl_cycle is not None:
-            losses["kl_weight"] = torch.tensor(weight, device=images.device)
+            losses["kl_weight"] = images.new_full((), weight)
         if self.perceptual[0] is not None:
             losses["perceptual"] = _feature_distance(self.perceptual[0], reconstructed, images)
             losses["loss"] = losses["loss"] + self.perceptual_weight * losses["perceptual"]

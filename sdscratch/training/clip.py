@@ -14,6 +14,7 @@ from transformers import CLIPModel
 
 from sdscratch.data import ImageBatch, to_pil
 from sdscratch.data.grid import CaptionedImages
+from sdscratch.devices import send
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models.encoders import TextEncoder
@@ -60,7 +61,7 @@ class Clip(Stage):
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Mean of the two cross-entropies, picture to caption and caption to picture."""
-        tokens = self.text.tokens(batch["captions"]).to(self.device)
+        tokens = send(self.text.tokens(batch["captions"]), self.device)
         images, texts = _embed(self.network, batch["images"], tokens)
         if self.trainer.world_size > 1:
             images, texts = (self.all_gather(x, sync_grads=True).flatten(0, 1) for x in (images, texts))

@@ -19,6 +19,8 @@ class Average(ABC):
     def __init__(self, network: nn.Module) -> None:
         self.network = deepcopy(network).float().eval().requires_grad_(False)
         self.num_updates = 0
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # each averaged tensor with the one that it follows
+        self._followed: nn.Module | None = None
 
     @property
     @abstractmethod
@@ -27,13 +29,17 @@ class Average(ABC):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move each averaged tensor by (1 - decay) of the way to the network's: one fused pass over all of them."""
+        """Move each averaged tensor by (1 - decay) of the way to the network's: one fused pass over all of them.
+
+        From the first update on both networks stay where they are: to look for their tensors takes as long as several kernels.
+        """
         self.num_updates += 1
-        averaged, current = _tensors(self.network), _tensors(network)
-        floats = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
+        if self._followed is not network:
+            self._followed, self._pairs = network, [*zip(_tensors(self.network), _tensors(network), strict=True)]
+        floats = [(a, c) for a, c in self._pairs if a.is_floating_point()]
         targets = [c.to(a.dtype) for a, c in floats]
         torch._foreach_lerp_([a for a, _ in floats], targets, 1 - self.decay)
-        for a, c in zip(averaged, current, strict=True):
+        for a, c in self._pairs:
             if not a.is_floating_point():
                 a.copy_(c)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 
 from sdscratch.console import warn
 from sdscratch.errors import ConfigError, check_whole
@@ -116,7 +116,7 @@ class Guard(StepCallback):
         if not math.isfinite(report.grad_norm):
             return Finding("gradient", taken=False)
         if len(self.losses) == self.spike_window:
-            limit = fmean(self.losses) + self.spike_deviations * stdev(self.losses)
+            limit = float(np.mean(self.losses) + self.spike_deviations * np.std(self.losses, ddof=1))
             if report.loss > limit:
                 return Finding("spike", not self.skip_spikes, limit)
         return None

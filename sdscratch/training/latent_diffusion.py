@@ -17,7 +17,7 @@ from sdscratch.data.grid import CaptionedImages
 from sdscratch.diffusion import Objective, ValidationLoss
 from sdscratch.errors import ConfigError, check_choice
 from sdscratch.interop.diffusers_folder import save_model_folder
-from sdscratch.models.encoders import FrozenEncoders
+from sdscratch.models.encoders import FrozenEncoders, TextEncoder
 from sdscratch.models.regions import HowToCompile, compile_network
 from sdscratch.pipeline import SamplingDefaults, TextToImage
 from sdscratch.training import ranks
@@ -106,7 +106,9 @@ class LatentDiffusion(Stage):
         drawn = torch.zeros(0, size, size, 3, dtype=torch.uint8, device=self.device)
         if mine:
             schedule, prediction_type = self.objective.noise_schedule, self.objective.prediction_type
-            pipe = TextToImage(network, self._preview_encoders, schedule, prediction_type, self.sampling)
+            pipe = TextToImage(
+                network, FrozenEncoders(self.encoders.vae, self._text), schedule, prediction_type, self.sampling
+            )
             pictures = pipe([self.preview_prompts[i] for i in mine], seed=mine.start)
             drawn = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).to(self.device)
         drawn = ranks.join_rows(drawn)
@@ -114,10 +116,6 @@ class LatentDiffusion(Stage):
             return None
         images = [Image.fromarray(pixels) for pixels in drawn.cpu().numpy()]
         return CaptionedImages(images, self.preview_prompts, columns=4)
-
-    @cached_property
-    def _preview_encoders(self) -> FrozenEncoders:
-        return FrozenEncoders(self.encoders.vae, self.encoders.text.remembering())
 
     def save(self, network: Any, folder: Path, batches: Iterable[Any], about: Mapping[str, Any]) -> None:
         """A diffusers pipeline folder with `network` as its UNet."""
@@ -140,11 +138,11 @@ class LatentDiffusion(Stage):
     def _states(self, batch: LatentBatch) -> Tensor:
         """Of the captions, (B, T, D): as they were stored, where the shards hold them, with that of "" for those dropped."""
         if "encoder_hidden_states" not in batch:
-            return self.encoders.text(batch["captions"])
+            return self._text(batch["captions"])
         stored = batch["encoder_hidden_states"].float()
-        return torch.where(batch["dropped"][:, None, None], self._null_states, stored)
+        return torch.where(batch["dropped"][:, None, None], self._text([""]), stored)
 
     @cached_property
-    def _null_states(self) -> Tensor:
-        """Of "", (1, T, D): encoded alone, so that a resumed run has the same bits."""
-        return self.encoders.text([""])
+    def _text(self) -> TextEncoder:
+        """What comes again and again is encoded once."""
+        return self.encoders.text.remembering(["", *self.preview_prompts])

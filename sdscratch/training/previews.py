@@ -13,12 +13,15 @@ from sdscratch.training.validation import held_out
 
 
 class Previews(StepCallback):
-    """Every `every` steps and at the end: the stage's pictures, `samples/step_00001000/ema.png`, and to W&B."""
+    """Every `every` steps and at the end: the stage's pictures, `samples/step_00001000/ema.png`, and to W&B.
+
+    Drawn in the trainer's precision. (What is measured is measured in float32, so that it compares between machines.)
+    """
 
     def on_step(self, trainer: L.Trainer, module: Stage, step: int) -> None:
         if not self.is_due(trainer, step):
             return
-        with module.aside():
+        with module.aside(), trainer.precision_plugin.val_step_context():
             shown = module.preview(module.ema.network, held_out(trainer, module, whole=True))
             if shown is not None:
                 picture = shown.grid()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdscratch.data.grid import CaptionedImages
+from sdscratch.devices import send
 from sdscratch.errors import ConfigError
 from sdscratch.models.weights import misfits
 from sdscratch.training import ranks
@@ -218,8 +219,8 @@ class Stage(L.LightningModule, ABC):
         bad = torch.zeros(self.trainer.world_size, device=own.device)
         bad[self.global_rank] = ~own.isfinite()
         number = self.stop_signals.number if self.stop_signals else 0
-        counts = [self._quarantined, number == signal.SIGTERM, number == signal.SIGINT]
-        said = ranks.add_up(torch.cat([torch.stack(losses), bad.new_tensor(counts), bad]))
+        counts = [float(count) for count in (self._quarantined, number == signal.SIGTERM, number == signal.SIGINT)]
+        said = ranks.add_up(torch.cat([torch.stack(losses), send(torch.tensor(counts), own.device), bad]))
         is_bad = said[-len(bad) :].any() | ~grad_norm.isfinite()
         return is_bad.float(), OnItsWay(torch.cat([said, grad_norm.float()[None]]))
 

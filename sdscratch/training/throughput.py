@@ -31,6 +31,9 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16 products with float32 sums, as NVIDIA's data sheets give them, by a part of the device's name."""
 
+SAMPLES_COUNTED = 4
+"""Of a micro-batch that may fill the memory only because it is compiled."""
+
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
     """What the device could do at most in 16-bit precision; None where the table does not know, and for 32 bits."""
@@ -46,18 +49,25 @@ def device_name(device: torch.device) -> str:
 
 
 def flops_per_sample(trainer: L.Trainer, module: Stage, batch: Any) -> float:
-    """Floating-point operations of a training step per sample, forward and backward, counted on a real micro-batch.
+    """Floating-point operations of a training step per sample, forward and backward, counted on some of a micro-batch.
 
     Networks that are frozen count with the passes that they really make, and so does what gradient checkpointing computes
-    twice. Leaves no trace: no gradient is kept, nothing is drawn. To be called on all ranks.
+    twice. Leaves no trace: no gradient is kept, nothing is drawn, and what is to be compiled is left as it is, for torch would
+    never compile what it has first met while operations are counted. To be called on all ranks.
     """
+    few = {name: value[:SAMPLES_COUNTED] for name, value in batch.items()}
     trained = [parameter for parameter in module.network.parameters() if parameter.requires_grad]
     countable = (
         sdpa_kernel(SDPBackend.MATH) if module.device.type == "cpu" else nullcontext()
     )  # the CPU's own is not counted
-    with FlopCounterMode(display=False) as counter, countable, trainer.precision_plugin.train_step_context():
-        torch.autograd.grad(module.losses(batch)["loss"], trained, allow_unused=True)
-    return counter.get_total_flops() / len(batch["positions"])
+    with (
+        torch.compiler.set_stance("force_eager"),
+        trainer.precision_plugin.train_step_context(),
+        countable,
+        FlopCounterMode(display=False) as counter,
+    ):
+        torch.autograd.grad(module.losses(few)["loss"], trained, allow_unused=True)
+    return counter.get_total_flops() / len(few["positions"])
 
 
 def memory_gb(device: torch.device) -> float:

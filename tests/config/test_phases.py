@@ -69,7 +69,7 @@ def test_what_all_phases_have_in_common(name):
     trainer = cfg.trainer
     assert 24 * trainer.devices * trainer.accumulate_grad_batches == 96
     assert (trainer.devices, trainer.accumulate_grad_batches, trainer.precision) == (2, 2, "bf16-mixed")
-    assert trainer.strategy._target_.endswith("DDPStrategy")
+    assert (trainer.strategy._target_, trainer.strategy.exchange) == ("sdscratch.training.DataParallel", "float32")
     optimizer = cfg.optimizer
     assert optimizer._target_ == "torch.optim.AdamW"
     assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ([0.9, 0.999], 1e-8, 1e-2)

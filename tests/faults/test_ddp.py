@@ -92,7 +92,10 @@ def test_killed_at_random_times_one_rank_or_all_no_row_and_no_bit_differs(server
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_have_the_gradient_and_the_measures_of_one_with_twice_the_batch(server, train_words, tmp_path, stage):
-    """One step of plain descent at rate 1: the weights are the first ones minus the gradient."""
+    """One step of plain descent at rate 1: the weights are the first ones minus the gradient.
+
+    The two ranks accumulate it over two micro-batches, but for CLIP, whose pairs are compared within one.
+    """
     tiny = [word for word in train_words(tmp_path, *GRADIENT) if stage == "diffusion" or not word.startswith("model.")]
     if stage != "diffusion":
         tiny = [w for w in tiny if not w.startswith(("experiment=",))] + [
@@ -102,7 +105,9 @@ def test_two_ranks_have_the_gradient_and_the_measures_of_one_with_twice_the_batc
             "logger=none",
             *STAGES[stage],
         ]
-    finished([server.attempt([*tiny, "name=one"]), *Job(server, [*tiny, "name=two"]).wait()])
+    parts = 1 if stage == "clip" else 2
+    job = Job(server, [*tiny, "name=two", f"trainer.accumulate_grad_batches={parts}"])
+    finished([server.attempt([*tiny, "name=one"]), *job.wait()])
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     contents = [run.newest_intact_checkpoint().load() for run in (one, two)]
     scale = max(float(tensor.abs().max()) for tensor in contents[0]["state_dict"].values())
@@ -111,6 +116,18 @@ def test_two_ranks_have_the_gradient_and_the_measures_of_one_with_twice_the_batc
     for name, value in rows(one)[-1].items():
         assert rows(two)[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert any(name.startswith("val/") for name in rows(one)[-1])
+
+
+def test_two_ranks_that_exchange_bfloat16_have_that_gradient_to_its_eight_bits(server, train_words, tmp_path):
+    words = train_words(tmp_path, *GRADIENT, "callbacks.validation=null")
+    for exchange in ("float32", "bfloat16"):
+        finished(Job(server, [*words, f"name={exchange}", f"trainer.strategy.exchange={exchange}"]).wait())
+    exact, rounded = (
+        RunFolder(tmp_path / name).newest_intact_checkpoint().load()["state_dict"] for name in ("float32", "bfloat16")
+    )
+    scale = max(float(tensor.abs().max()) for tensor in exact.values())
+    off = max(float((rounded[name] - tensor).abs().max()) for name, tensor in exact.items())
+    assert 1e-6 * scale < off < 2**-7 * scale
 
 
 def test_two_ranks_measure_each_source_of_a_mixture_as_one_does(server, train_words, tiny_data, tmp_path):
@@ -169,14 +186,13 @@ def test_the_second_job_in_a_run_folder_is_refused_on_all_ranks(server, train_wo
     first.wait()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_costs_one_all_reduce_of_gradients_and_one_small_one_however_much_is_accumulated(
-    server, train_words, tmp_path, accumulate
+@pytest.mark.parametrize(("accumulate", "bucket_mb"), [(1, 25), (2, 0.05)])
+def test_a_step_costs_one_exchange_of_gradients_begun_before_all_are_there_and_a_small_one_however_much_is_accumulated(
+    server, train_words, tmp_path, accumulate, bucket_mb
 ):
     script, out = Path(__file__).with_name("collectives.py"), tmp_path / "steps.json"
-    words = train_words(
-        tmp_path, "max_steps=6", "callbacks.checkpoints=null", f"trainer.accumulate_grad_batches={accumulate}"
-    )
+    words = train_words(tmp_path, "max_steps=6", "callbacks.checkpoints=null")
+    words += [f"trainer.accumulate_grad_batches={accumulate}", f"+trainer.strategy.bucket_cap_mb={bucket_mb}"]
     finished(Job(server, ["python", str(script), str(out), *words]).wait(300))  # the profile takes long to be read
     # What comes before the trial of a step, before the first one, and after the last.
     _, _, first, *steps, _ = json.loads(out.read_text())
@@ -184,8 +200,13 @@ def test_a_step_costs_one_all_reduce_of_gradients_and_one_small_one_however_much
     weights = load_file(tmp_path / "tiny/model/unet/diffusion_pytorch_model.safetensors").values()
     gradients, agreement = sum(weight.numel() for weight in weights), 2 + 3 + 2  # losses, counts, whose loss is bad
     for said in steps:
-        assert said["asked"] == ["c10d::allreduce_", "c10d::allreduce_"], (first, steps)
-        assert said["sizes"] == [gradients, agreement], (first, steps)
+        *buckets, last = said["sizes"]
+        assert said["asked"] == ["c10d::allreduce_"] * (len(buckets) + 1), (first, steps)
+        assert (sum(buckets), last) == (gradients, agreement), (first, steps)
+        if bucket_mb == 25:
+            assert len(buckets) == 1, "they fit"
+        else:
+            assert len(buckets) > 4 and said["early"] >= len(buckets) - 1, "only the last bucket waits for the end"
 
 
 def test_two_ranks_draw_the_previews_of_one(server, train_words, tmp_path):

@@ -74,6 +74,22 @@ def test_states_of_a_caption_do_not_depend_on_its_company(text):
         torch.testing.assert_close(text([caption])[0], states, rtol=1e-5, atol=1e-6)
 
 
+def test_a_text_that_is_remembered_reaches_the_tower_once_and_has_the_same_bits_in_any_company_and_precision(text):
+    remembering, alone = text.remembering(["", "a red circle"]), text(["a red circle"])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        first = remembering(CAPTIONS)
+    encoded: list[int] = []
+    hook = text.model.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    states = remembering([*CAPTIONS, "a red circle", "another"])
+    hook.remove()
+    assert encoded == [2], "the blue ring and the other one"
+    assert all(torch.equal(states[row], alone) and torch.equal(first[row % 4], alone) for row in (0, 3, 4))
+    assert torch.equal(states[2], text([""])[0])
+    torch.testing.assert_close(states[:4], text(CAPTIONS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first[1], states[1], rtol=0.05, atol=0.05)
+    assert not torch.equal(first[1], states[1]), "others have the precision that is asked for"
+
+
 def test_the_empty_caption_has_states_of_its_own_and_gradients_never_reach_the_tower(text):
     null, other = text(["", "a"])
     assert null.abs().mean() > 0.1

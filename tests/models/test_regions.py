@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parallel import DistributedDataParallel
 
 from sdscratch.models import UNet
 from sdscratch.models.blocks import TransformerBlock
@@ -30,6 +32,7 @@ def forgotten():
     yield
     torch._dynamo.reset()
     torch._functorch.config.activation_memory_budget = 1.0
+    torch._dynamo.config.optimize_ddp = True
 
 
 def answer_and_gradients(unet: UNet) -> list[torch.Tensor]:
@@ -68,3 +71,15 @@ def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
     assert kept[1] < 0.7 * kept[0]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "pieces"), [("regions", 1), ("whole", 2)])
+def test_on_several_devices_a_region_stays_in_one_piece_and_the_whole_is_cut_where_gradients_leave(how, pieces):
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        block = TransformerBlock(160, 2, 12)  # 1.6 MB
+        compile_network(block, how, backend="aot_eager")
+        answer = DistributedDataParallel(block, bucket_cap_mb=1)(torch.randn(1, 4, 160), torch.randn(1, 7, 12))
+        assert counters["aot_autograd"]["total"] == pieces and answer.shape == (1, 4, 160)
+    finally:
+        dist.destroy_process_group()

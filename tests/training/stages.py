@@ -109,6 +109,15 @@ def fit(module: Stage, batch: Any, **settings: Any) -> None:
     quiet_trainer(**settings).fit(module, loader)
 
 
+@contextmanager
+def texts_encoded(text: TextEncoder) -> Iterator[list[int]]:
+    """How many texts reach the tower in here, each time that it is asked."""
+    seen: list[int] = []
+    hook = text.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    yield seen
+    hook.remove()
+
+
 class PowerCut(Exception):
     """Stands for whatever may stop a run."""
 

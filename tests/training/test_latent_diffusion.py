@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stages import CAPTIONS, latent_diffusion
+from stages import CAPTIONS, latent_diffusion, texts_encoded
 from tiny import BARE
 from torch import Tensor, nn
 
@@ -58,6 +58,30 @@ def test_the_null_condition_of_training_is_that_of_sampling_the_encoding_of_the_
     assert any(torch.equal(states, null) for states in sampled)
     assert not all(torch.equal(states, null) for states in sampled)
     assert null.std() > 0.1  # not zeros
+
+
+def test_a_step_encodes_each_distinct_caption_once_and_the_null_condition_only_in_the_first(tiny_config):
+    module, datamodule = latent_diffusion(tiny_config("caption_dropout=0.3", "global_batch_size=8"))
+    batches = [batch for batch, _ in zip(datamodule.train_dataloader(), range(3), strict=False)]
+    batches[1]["captions"] = ["a red circle" if caption else "" for caption in batches[1]["captions"]]
+    batches[2]["captions"] = [""] * 8
+    with texts_encoded(module.encoders.text) as encoded:
+        losses = [float(module.losses(batch)["loss"].detach()) for batch in batches]
+    assert 0 < batches[0]["dropped"].sum() < 6
+    distinct = len(set(batches[0]["captions"]) - {""})
+    assert encoded == [1, distinct, 1], "the null condition, the captions of the first batch, the one of the second"
+    module._text = lambda captions: torch.cat([module.encoders.text([caption]) for caption in captions])
+    assert losses == pytest.approx([float(module.losses(batch)["loss"].detach()) for batch in batches], rel=1e-5)
+
+
+def test_captions_are_encoded_in_the_precision_of_the_trainer(tiny_config):
+    module, datamodule = latent_diffusion(tiny_config("caption_dropout=0.0"))
+    found = []
+    layer = module.encoders.text.model.encoder.layers[0].mlp.fc1
+    layer.register_forward_hook(lambda *said: found.append(said[-1].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        module.losses(first_batch(datamodule))
+    assert found == [torch.bfloat16]
 
 
 def test_every_word_of_a_caption_changes_what_the_network_answers(tiny_config):

@@ -11,6 +11,7 @@ import torch
 from stages import latent_diffusion
 from tiny import SMALLER
 from torch import nn
+from torch._dynamo.utils import counters
 
 from sdscratch.commands.train import train
 from sdscratch.errors import ConfigError
@@ -57,6 +58,21 @@ def test_a_step_costs_about_three_forward_passes_of_the_unet_and_leaves_no_trace
     trained, frozen = unet.get_total_flops() - text.get_total_flops(), whole.get_total_flops() - unet.get_total_flops()
     assert count * 4 == pytest.approx(3 * trained + frozen + text.get_total_flops(), rel=0.1)
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_what_is_to_be_compiled_still_is_after_operations_were_counted(tiny_config):
+    module, datamodule = latent_diffusion(tiny_config(*SMALLER))
+    batch = next(iter(datamodule.train_dataloader()))
+    as_written = flops_per_sample(module.trainer, module, batch)
+    module.network.mid_block.resnets[0].compile(backend="eager", dynamic=False)
+    try:
+        assert flops_per_sample(module.trainer, module, batch) == pytest.approx(as_written, rel=0.02)
+        assert counters["stats"]["unique_graphs"] == 0
+        module.losses(batch)
+        assert counters["stats"]["unique_graphs"] == 1
+    finally:
+        torch._dynamo.reset()
+        counters.clear()
 
 
 @pytest.mark.parametrize(
