@@ -7,6 +7,7 @@ Feature maps are (B, C, H, W), in contiguous or channels_last memory; tokens are
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -72,7 +73,7 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels).
 
-    Without a context tokens gather from each other.
+    Without a context tokens gather from each other. In place of a context may stand what `read` made of it.
     """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
@@ -83,17 +84,24 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        if (
-            context is None
-        ):  # one product for all three; their weights are small beside the tokens, so joining them costs little
+    def read(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Its keys and values, (B, M, channels) each, which are the same whatever the tokens are."""
+        return self.to_k(context), self.to_v(context)
+
+    def forward(self, tokens: Tensor, context: Text | None = None) -> Tensor:
+        if context is None:
+            # One product for all three; their weights are small beside the tokens, so joining them costs little.
             weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
             projected = F.linear(tokens, weights).chunk(3, dim=-1)
         else:
-            projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
+            projected = self.to_q(tokens), *(self.read(context) if isinstance(context, Tensor) else context[self])
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         gathered = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, channels / heads)
         return self.to_out(gathered.transpose(1, 2).flatten(2))
+
+
+Text = Tensor | Mapping[Attention, tuple[Tensor, Tensor]]
+"""Text states (B, T, cross_attention_dim), or the keys and values that every attention to them has made of them."""
 
 
 class Gate(Function):
@@ -161,7 +169,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, text: Text) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
@@ -193,7 +201,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = projection(inner_channels, channels)
         self.use_linear_projection = use_linear_projection
 
-    def forward(self, hidden_states: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, text: Text) -> Tensor:
         linear, size = self.use_linear_projection, hidden_states.shape[2:]
         normed = self.norm(hidden_states)
         tokens = self.proj_in(to_tokens(normed)) if linear else to_tokens(self.proj_in(normed))

@@ -52,6 +52,17 @@ def test_blocks_that_repeat_share_a_graph_which_nothing_breaks_and_answer_as_bef
     assert not counters["graph_break"]
 
 
+def test_blocks_take_a_text_that_was_read_before_without_a_break():
+    unet, states = UNet(**SMALL), torch.randn(2, 7, 12)
+    latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        expected = unet(latents, timesteps, states)
+        compile_network(unet, "regions", backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(unet(latents, timesteps, unet.read(states)), expected)
+    assert not counters["graph_break"]
+
+
 def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
     kept, gradients = [], []
     for budget in (1.0, 0.3):

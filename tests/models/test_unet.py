@@ -293,6 +293,21 @@ def test_more_heads_than_channels_are_refused_where_there_is_attention_only() ->
         UNet(**TINY | {"attention_head_dim": (99, 4)})
 
 
+def test_a_text_that_was_read_before_gives_the_same_answer_for_less_work() -> None:
+    unet, _ = twins()
+    latents, timesteps, text = inputs(unet)
+    work = []
+    with torch.no_grad():
+        read = unet.read(text)
+        answers = []
+        for given in (text, read):
+            with Kernels() as kernels:
+                answers.append(unet(latents, timesteps, given))
+            work.append(kernels.ran)
+    torch.testing.assert_close(*answers, atol=0, rtol=0)
+    assert work[0] - work[1] == {"mm": 2 * len(read)} and len(read) == 4
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_enlarging_again_in_the_backward_pass_changes_no_gradient(autocast: bool) -> None:
     torch.manual_seed(0)

@@ -8,17 +8,18 @@ import pytest
 import torch
 from stages import CAPTIONS, latent_diffusion
 from tiny import BARE
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdscratch.commands.train import train
 from sdscratch.data.shapes import SHAPES
 from sdscratch.pipeline import TextToImage
 
 
-def states_given_to(network: nn.Module) -> list[Tensor]:
-    """Every encoder_hidden_states that the network will be asked with."""
+def states_given_to(network: Any) -> list[Tensor]:
+    """All text states that the network will be asked with, as one of its attentions reads them."""
     seen: list[Tensor] = []
-    network.register_forward_pre_hook(lambda _, args: seen.append(args[2].detach().clone()))
+    keys = network.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    keys.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     return seen
 
 
