@@ -208,10 +208,11 @@ class ReleasedUNet(nn.Module):
 
     def read(self, encoder_hidden_states: Tensor) -> Text:
         """What `forward` takes in place of text states (B, T, cross_attention_dim), so that the steps of a sampler share it."""
+        text = Text.of(encoder_hidden_states)
         blocks = (module for module in self.modules() if isinstance(module, TransformerBlock))
-        return {block.cross_attn: block.cross_attn.read(encoder_hidden_states) for block in blocks}
+        return text._replace(read={block.cross_attn: block.cross_attn.read(text) for block in blocks})
 
-    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Text) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor | Text) -> Tensor:
         """Predict what the objective asks for: noise, velocity or flow.
 
         latents: (B, in_channels, H, W), H and W multiples of what the levels halve. timesteps: one for all or (B,), whole
@@ -234,20 +235,21 @@ class ReleasedUNet(nn.Module):
         )
         time = self.t_emb(sinusoid.to(latents.dtype))
 
+        text = Text.of(encoder_hidden_states)
         hidden_states = self.conv_in(latents)
         skips = []
         for layer in self.downs:
             if isinstance(layer, ResBlock):
-                hidden_states = layer(hidden_states, time, encoder_hidden_states)
+                hidden_states = layer(hidden_states, time, text)
                 skips.append(hidden_states)
             else:
                 hidden_states = layer(hidden_states)
         for layer in self.mid:
-            hidden_states = layer(hidden_states, time, encoder_hidden_states)
+            hidden_states = layer(hidden_states, time, text)
         for layer in self.ups:
             if isinstance(layer, ResBlock):
                 hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)
-                hidden_states = layer(hidden_states, time, encoder_hidden_states)
+                hidden_states = layer(hidden_states, time, text)
             else:
                 hidden_states = layer(hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))

@@ -226,10 +226,11 @@ class UNet(nn.Module):
 
     def read(self, encoder_hidden_states: Tensor) -> Text:
         """What `forward` takes in place of text states (B, T, cross_attention_dim), so that the steps of a sampler share it."""
+        text = Text.of(encoder_hidden_states)
         blocks = (module for module in self.modules() if isinstance(module, TransformerBlock))
-        return {block.attn2: block.attn2.read(encoder_hidden_states) for block in blocks}
+        return text._replace(read={block.attn2: block.attn2.read(text) for block in blocks})
 
-    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Text) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor | Text) -> Tensor:
         """Predict what the objective asks for: noise, velocity or flow.
 
         latents: (B, in_channels, H, W), any H and W. timesteps: one for all or (B,), whole or fractional, rising with
@@ -242,12 +243,13 @@ class UNet(nn.Module):
         sinusoid = self.sinusoid(timesteps).to(latents.dtype)
         time = F.silu(self.time_embedding(sinusoid))  # every residual block begins with this silu: taken once
 
+        text = Text.of(encoder_hidden_states)
         skips = [self.conv_in(latents)]
         for down in self.down_blocks:
-            skips += down(skips[-1], time, encoder_hidden_states)
-        hidden_states = self.mid_block(skips[-1], time, encoder_hidden_states)
+            skips += down(skips[-1], time, text)
+        hidden_states = self.mid_block(skips[-1], time, text)
         for up in self.up_blocks:
-            hidden_states = up(hidden_states, skips, time, encoder_hidden_states)
+            hidden_states = up(hidden_states, skips, time, text)
         return self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
 
     def _stages(self) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from sdscratch.models import UNet
-from sdscratch.models.blocks import TransformerBlock
+from sdscratch.models.blocks import Text, TransformerBlock
 from sdscratch.models.regions import REGIONS, compile_network
 
 SMALL = {
@@ -73,7 +73,7 @@ def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
         compile_network(block, "whole", budget, backend="aot_eager_decomp_partition")
         sizes: list[int] = []
         with saved_tensors_hooks(lambda x, sizes=sizes: (sizes.append(x.nbytes), x)[1], lambda x: x):
-            answer = block(tokens, text)
+            answer = block(tokens, Text.of(text))
         kept.append(sum(sizes))
         gradients.append(torch.autograd.grad(answer.square().sum(), [tokens, *block.parameters()]))
     assert kept[1] < 0.7 * kept[0]
