@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdscratch.data import to_pil
 from sdscratch.data.images import as_rgb, to_tensor
@@ -34,6 +34,7 @@ from sdscratch.diffusion import (
 from sdscratch.errors import ConfigError, DataError, check_choice, check_whole
 from sdscratch.interop.model_source import load_model, raw_weights
 from sdscratch.models.encoders import FrozenEncoders, downsampling_factor
+from sdscratch.models.unet_kinds import AnyUNet
 from sdscratch.sampling_settings import SamplingDefaults, SamplingSettings, texts_of
 
 Weights = Literal["ema", "raw"]
@@ -49,17 +50,17 @@ class TextToImage:
 
     def __init__(
         self,
-        unet: nn.Module,
+        unet: AnyUNet,
         encoders: FrozenEncoders,
         noise_schedule: NoiseSchedule | FlowSchedule,
         prediction_type: PredictionType,
         defaults: SamplingDefaults,
-        load_raw: Callable[[], nn.Module] | None = None,
+        load_raw: Callable[[], AnyUNet] | None = None,
     ) -> None:
         self.unet, self.encoders = unet, encoders
         self.noise_schedule, self.prediction_type = noise_schedule, prediction_type
         self.defaults = defaults
-        self._load_raw, self._raw = load_raw, cast(nn.Module | None, None)
+        self._load_raw, self._raw = load_raw, cast(AnyUNet | None, None)
 
     @classmethod
     def from_pretrained(
@@ -176,7 +177,7 @@ class TextToImage:
         """What `count` squares start from, standard normal (count, C, h, w), on the CPU; number i is that of seed + i."""
         return _draw(count, self._latent_shape(size, size), seed)(0)
 
-    def network(self, weights: Weights) -> nn.Module:
+    def network(self, weights: Weights) -> AnyUNet:
         """The UNet with these weights. Raises ConfigError where there are none of that kind."""
         check_choice("weights", weights, ("ema", "raw"))
         if weights == "ema":
@@ -188,9 +189,10 @@ class TextToImage:
         return self._raw.to(next(self.unet.parameters()))
 
     def _denoisers(
-        self, network: nn.Module, asked: SamplingSettings, prompts: list[str], negatives: list[str]
+        self, network: AnyUNet, asked: SamplingSettings, prompts: list[str], negatives: list[str]
     ) -> tuple[Denoise, Denoiser]:
         """What the sampler asks, and a plain one, which knows the timesteps."""
+        ask = partial(guided, network, read=network.read)
         states = self.encoders.text(prompts)
         denoiser = partial(
             Denoiser,
@@ -198,11 +200,11 @@ class TextToImage:
             prediction_type=self.prediction_type,
             num_inference_steps=asked.num_inference_steps,
         )
-        plain = denoiser(guided(network, states, None, 1))
+        plain = denoiser(ask(states, None, 1))
         if asked.guidance_scale == 1:
             return plain, plain
         null = self.encoders.text(negatives)
-        pulled = denoiser(guided(network, states, null, asked.guidance_scale, asked.guidance_rescale))
+        pulled = denoiser(ask(states, null, asked.guidance_scale, asked.guidance_rescale))
         interval = asked.guidance_interval
         return pulled if interval is None else guided_within(interval, pulled, plain), plain
 

@@ -241,6 +241,21 @@ def test_numbers_that_are_not_finite_are_warned_of(tiny_run):
         broken("a")
 
 
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [({}, 1), ({"guidance_scale": 1.0}, 1), ({"sampler": "heun"}, 1), ({"guidance_interval": [0.3, 5.0]}, 2)],
+    ids=str,
+)
+def test_the_steps_of_a_sampler_share_one_reading_of_the_text(pipe, settings, times):
+    """With guidance at some of the steps only, one of prompt and negative prompt and one of the prompt alone."""
+    read = []
+    keys = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    hook = keys.register_forward_hook(lambda *_: read.append(1))
+    pipe(PROMPTS[:2], **{"guidance_scale": 3.0} | settings)
+    hook.remove()
+    assert len(read) == times
+
+
 # Weights
 
 

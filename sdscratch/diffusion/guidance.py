@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ def guided(
     uncond_states: Tensor | None,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
+    read: Callable[[Tensor], Any] = lambda states: states,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Bind a network to its text: (noisy latents (B, C, h, w), timesteps (B,)) -> prediction (B, C, h, w).
 
@@ -25,14 +28,17 @@ def guided(
     half the cost; uncond_states may then be None. guidance_rescale in [0, 1] draws each sample's standard deviation
     back to that of cond, against overexposure (Lin et al. 2024, section 3.4). As in diffusers' StableDiffusionPipeline.
     The network is given the latents in the dtype of the states, which is its own; all else is done in that of the latents.
+    read: makes of the states, once for all steps, what the network is given in their place.
     """
     if guidance_scale == 1:
-        return lambda latents, timesteps: network(latents.to(cond_states.dtype), timesteps, cond_states)
+        text = cache(lambda: read(cond_states))  # when it is asked for, which may be never
+        return lambda latents, timesteps: network(latents.to(cond_states.dtype), timesteps, text())
     assert uncond_states is not None, "guidance needs the states of the negative prompt, or of the empty one"
     states = torch.cat([uncond_states, cond_states])
+    text = cache(lambda: read(states))
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        output = network(torch.cat([latents.to(states.dtype)] * 2), torch.cat([timesteps] * 2), states)
+        output = network(torch.cat([latents.to(states.dtype)] * 2), torch.cat([timesteps] * 2), text())
         uncond, cond = output.to(latents.dtype).chunk(2)  # a large scale would multiply half precision's rounding
         prediction = uncond + guidance_scale * (cond - uncond)
         if guidance_rescale == 0:

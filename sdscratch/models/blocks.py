@@ -7,8 +7,9 @@ Feature maps are (B, C, H, W), in contiguous or channels_last memory; tokens are
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from sdscratch.errors import ConfigError
+
+CPU_VECTOR = 16  # numbers of float32 that a CPU's widest instructions work on
 
 
 def timestep_sinusoid(timesteps: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -69,11 +72,35 @@ class ResBlock(nn.Module):
         return self.conv_shortcut(hidden_states) + update
 
 
-class Attention(nn.Module):
-    """Multi-head attention: every token (B, N, channels) gathers from the context (B, M, context_channels).
+class Text(NamedTuple):
+    """What the tokens of a picture gather from beside each other.
 
-    Without a context tokens gather from each other.
+    states: (B, T, cross_attention_dim). mask: (1, T), 0, or -inf for states that are there to fill up only; None: all count.
+    read: the keys and values of every attention to the text; None: each attention makes its own.
     """
+
+    states: Tensor
+    mask: Tensor | None = None
+    read: Mapping[Attention, tuple[Tensor, Tensor]] | None = None
+
+    @classmethod
+    def of(cls, states: Tensor | Text) -> Text:
+        """Of text states (B, T, cross_attention_dim); a text is one already.
+
+        On a CPU filled up to whole vectors: it takes 16 exponentials at once and what is left over one by one, so that
+        attention to 77 tokens takes twice as long as to 80. Half precision, which GPUs compute in, is left as it is.
+        """
+        if isinstance(states, Text):
+            return states
+        filling = -states.shape[1] % CPU_VECTOR
+        if not states.is_cpu or states.dtype.itemsize < 4 or filling == 0:
+            return cls(states)
+        mask = F.pad(states.new_zeros(1, states.shape[1]), (0, filling), value=-math.inf)
+        return cls(F.pad(states, (0, 0, 0, filling)), mask)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: every token (B, N, channels) gathers from the text, or without one from all the tokens."""
 
     def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
         super().__init__()
@@ -83,16 +110,20 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        if (
-            context is None
-        ):  # one product for all three; their weights are small beside the tokens, so joining them costs little
+    def read(self, text: Text) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, T, channels) each: the same whatever the tokens are."""
+        return self.to_k(text.states), self.to_v(text.states)
+
+    def forward(self, tokens: Tensor, text: Text | None = None) -> Tensor:
+        if text is None:
+            # One product for all three; their weights are small beside the tokens, so joining them costs little.
             weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
-            projected = F.linear(tokens, weights).chunk(3, dim=-1)
+            projected, mask = F.linear(tokens, weights).chunk(3, dim=-1), None
         else:
-            projected = self.to_q(tokens), self.to_k(context), self.to_v(context)
+            keys_and_values = self.read(text) if text.read is None else text.read[self]
+            projected, mask = (self.to_q(tokens), *keys_and_values), text.mask
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        gathered = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, channels / heads)
+        gathered = F.scaled_dot_product_attention(query, key, value, mask)  # (B, heads, N, channels / heads)
         return self.to_out(gathered.transpose(1, 2).flatten(2))
 
 
@@ -161,7 +192,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, text: Text) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
@@ -193,7 +224,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = projection(inner_channels, channels)
         self.use_linear_projection = use_linear_projection
 
-    def forward(self, hidden_states: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, text: Text) -> Tensor:
         linear, size = self.use_linear_projection, hidden_states.shape[2:]
         normed = self.norm(hidden_states)
         tokens = self.proj_in(to_tokens(normed)) if linear else to_tokens(self.proj_in(normed))

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.models import blocks
-from sdscratch.models.blocks import timestep_sinusoid, to_map, to_tokens
+from sdscratch.models.blocks import Text, timestep_sinusoid, to_map, to_tokens
 
 GROUPS = 32
 """Of every group normalisation."""
@@ -46,7 +46,7 @@ class TransformerBlock(nn.Module):
             nn.Linear(channels, 4 * channels), nn.GELU(), zeroed(nn.Linear(4 * channels, channels))
         )
 
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, text: Text) -> Tensor:
         tokens = tokens + self.self_attn(self.ln1(tokens))
         tokens = tokens + self.cross_attn(self.ln2(tokens), text)
         return tokens + self.mlp(self.ln3(tokens))
@@ -62,7 +62,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
         self.tfm = TransformerBlock(channels, num_heads, cross_attention_dim)
 
-    def forward(self, hidden_states: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, text: Text) -> Tensor:
         tokens = self.tfm(to_tokens(self.proj_in(self.norm(hidden_states))), text)
         return hidden_states + self.proj_out(to_map(tokens, hidden_states.shape[2:]))
 
@@ -86,14 +86,14 @@ class ResBlock(nn.Module):
         self.tfm = transformer
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, time: Tensor, text: Text) -> Tensor:
         """Under gradient checkpointing only the inputs are kept, and the backward pass runs the block again."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             inputs = hidden_states, time, text
             return checkpoint(self._block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self._block(hidden_states, time, text)
 
-    def _block(self, hidden_states: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def _block(self, hidden_states: Tensor, time: Tensor, text: Text) -> Tensor:
         update = self.conv1(F.silu(self.norm1(hidden_states))) + self.time_mlp(time)[:, :, None, None]
         update = self.conv2(F.silu(self.norm2(update)))
         if self.tfm is not None:
@@ -206,11 +206,18 @@ class ReleasedUNet(nn.Module):
             if isinstance(layer, ResBlock):
                 layer.gradient_checkpointing = True
 
-    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
+    def read(self, encoder_hidden_states: Tensor) -> Text:
+        """What `forward` takes in place of text states (B, T, cross_attention_dim), so that the steps of a sampler share it."""
+        text = Text.of(encoder_hidden_states)
+        blocks = (module for module in self.modules() if isinstance(module, TransformerBlock))
+        return text._replace(read={block.cross_attn: block.cross_attn.read(text) for block in blocks})
+
+    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor | Text) -> Tensor:
         """Predict what the objective asks for: noise, velocity or flow.
 
         latents: (B, in_channels, H, W), H and W multiples of what the levels halve. timesteps: one for all or (B,), whole
-        or fractional, rising with noise. encoder_hidden_states: text states of every token, (B, T, cross_attention_dim).
+        or fractional, rising with noise. encoder_hidden_states: text states of every token, (B, T, cross_attention_dim), or
+        what `read` made of them.
         Returns (B, out_channels, H, W). Raises ConfigError for other sizes.
         """
         factor = 2 ** (len(self.config["block_out_channels"]) - 1)
@@ -228,20 +235,21 @@ class ReleasedUNet(nn.Module):
         )
         time = self.t_emb(sinusoid.to(latents.dtype))
 
+        text = Text.of(encoder_hidden_states)
         hidden_states = self.conv_in(latents)
         skips = []
         for layer in self.downs:
             if isinstance(layer, ResBlock):
-                hidden_states = layer(hidden_states, time, encoder_hidden_states)
+                hidden_states = layer(hidden_states, time, text)
                 skips.append(hidden_states)
             else:
                 hidden_states = layer(hidden_states)
         for layer in self.mid:
-            hidden_states = layer(hidden_states, time, encoder_hidden_states)
+            hidden_states = layer(hidden_states, time, text)
         for layer in self.ups:
             if isinstance(layer, ResBlock):
                 hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)
-                hidden_states = layer(hidden_states, time, encoder_hidden_states)
+                hidden_states = layer(hidden_states, time, text)
             else:
                 hidden_states = layer(hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))

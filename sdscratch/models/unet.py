@@ -16,7 +16,9 @@ from sdscratch.models.blocks import (
     Downsample,
     ResBlock,
     SpatialTransformer,
+    Text,
     TimestepEmbedding,
+    TransformerBlock,
     Upsample,
     timestep_sinusoid,
 )
@@ -38,14 +40,14 @@ class Stage(nn.Module):
         if attention is not None:
             self.attentions.append(attention)
 
-    def run_layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Tensor) -> Tensor:
+    def run_layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Text) -> Tensor:
         """Layer `i`. Under gradient checkpointing only its inputs are kept, and the backward pass runs it again."""
         inputs = i, hidden_states, skip, time, text
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return self._layer(*inputs)
 
-    def _layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Tensor) -> Tensor:
+    def _layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Text) -> Tensor:
         if skip is not None:
             hidden_states = torch.cat([hidden_states, skip], dim=1)
         hidden_states = self.resnets[i](hidden_states, time)
@@ -59,7 +61,7 @@ class DownStage(Stage):
         super().__init__()
         self.downsamplers = nn.ModuleList()
 
-    def forward(self, hidden_states: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
+    def forward(self, hidden_states: Tensor, time: Tensor, text: Text) -> list[Tensor]:
         results = []
         for i in range(len(self.resnets)):
             hidden_states = self.run_layer(i, hidden_states, None, time, text)
@@ -72,7 +74,7 @@ class DownStage(Stage):
 class MidStage(Stage):
     """The bottom of the U: a residual block, attention, a residual block."""
 
-    def forward(self, hidden_states: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, time: Tensor, text: Text) -> Tensor:
         for i in range(len(self.resnets)):
             hidden_states = self.run_layer(i, hidden_states, None, time, text)
         return hidden_states
@@ -85,7 +87,7 @@ class UpStage(Stage):
         super().__init__()
         self.upsamplers = nn.ModuleList()
 
-    def forward(self, hidden_states: Tensor, skips: list[Tensor], time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, skips: list[Tensor], time: Tensor, text: Text) -> Tensor:
         for i in range(len(self.resnets)):
             hidden_states = self.run_layer(i, hidden_states, skips.pop(), time, text)
         for upsample in self.upsamplers:
@@ -222,11 +224,17 @@ class UNet(nn.Module):
         for stage in self._stages():
             stage.gradient_checkpointing = True
 
-    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
+    def read(self, encoder_hidden_states: Tensor) -> Text:
+        """What `forward` takes in place of text states (B, T, cross_attention_dim), so that the steps of a sampler share it."""
+        text = Text.of(encoder_hidden_states)
+        blocks = (module for module in self.modules() if isinstance(module, TransformerBlock))
+        return text._replace(read={block.attn2: block.attn2.read(text) for block in blocks})
+
+    def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor | Text) -> Tensor:
         """Predict what the objective asks for: noise, velocity or flow.
 
         latents: (B, in_channels, H, W), any H and W. timesteps: one for all or (B,), whole or fractional, rising with
-        noise. encoder_hidden_states: text states of every token, (B, T, cross_attention_dim).
+        noise. encoder_hidden_states: text states of every token, (B, T, cross_attention_dim), or what `read` made of them.
         Returns (B, out_channels, H, W).
         """
         if not isinstance(timesteps, Tensor):
@@ -235,12 +243,13 @@ class UNet(nn.Module):
         sinusoid = self.sinusoid(timesteps).to(latents.dtype)
         time = F.silu(self.time_embedding(sinusoid))  # every residual block begins with this silu: taken once
 
+        text = Text.of(encoder_hidden_states)
         skips = [self.conv_in(latents)]
         for down in self.down_blocks:
-            skips += down(skips[-1], time, encoder_hidden_states)
-        hidden_states = self.mid_block(skips[-1], time, encoder_hidden_states)
+            skips += down(skips[-1], time, text)
+        hidden_states = self.mid_block(skips[-1], time, text)
         for up in self.up_blocks:
-            hidden_states = up(hidden_states, skips, time, encoder_hidden_states)
+            hidden_states = up(hidden_states, skips, time, text)
         return self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
 
     def _stages(self) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from sdscratch.models import UNet
-from sdscratch.models.blocks import TransformerBlock
+from sdscratch.models.blocks import Text, TransformerBlock
 from sdscratch.models.regions import REGIONS, compile_network
 
 SMALL = {
@@ -55,6 +55,17 @@ def test_blocks_that_repeat_share_a_graph_which_nothing_breaks_and_answer_as_bef
     assert not counters["graph_break"]
 
 
+def test_blocks_take_a_text_that_was_read_before_without_a_break():
+    unet, states = UNet(**SMALL), torch.randn(2, 7, 12)
+    latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        expected = unet(latents, timesteps, states)
+        compile_network(unet, "regions", backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(unet(latents, timesteps, unet.read(states)), expected)
+    assert not counters["graph_break"]
+
+
 def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
     kept, gradients = [], []
     for budget in (1.0, 0.3):
@@ -65,7 +76,7 @@ def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
         compile_network(block, "whole", budget, backend="aot_eager_decomp_partition")
         sizes: list[int] = []
         with saved_tensors_hooks(lambda x, sizes=sizes: (sizes.append(x.nbytes), x)[1], lambda x: x):
-            answer = block(tokens, text)
+            answer = block(tokens, Text.of(text))
         kept.append(sum(sizes))
         gradients.append(torch.autograd.grad(answer.square().sum(), [tokens, *block.parameters()]))
     assert kept[1] < 0.7 * kept[0]

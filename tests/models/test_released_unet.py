@@ -32,6 +32,15 @@ def test_the_released_networks_weights_give_its_outputs(ema, outputs):
     torch.testing.assert_close(found, torch.tensor(RECORD["expected"][outputs]), atol=1e-4, rtol=0)
 
 
+def test_a_text_that_was_read_before_gives_the_same_answer():
+    network = ReleasedUNet(**SMALL)
+    network.load_state_dict(recorded_weights(ema=False))
+    latents, timesteps, text = recorded_inputs()
+    torch.testing.assert_close(
+        network(latents, timesteps, network.read(text)), network(latents, timesteps, text), atol=0, rtol=0
+    )
+
+
 def test_its_weights_come_in_the_same_order_and_shapes():
     """The optimizer's state in the released file goes by order."""
     found = {name: list(tensor.shape) for name, tensor in ReleasedUNet(**SMALL).named_parameters()}

@@ -18,7 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdscratch.bench.work import WAITS, Kernels
 from sdscratch.errors import ConfigError
 from sdscratch.models import UNet
-from sdscratch.models.blocks import Attention, Upsample
+from sdscratch.models.blocks import Attention, Text, Upsample
+
+FILLING_UP = {"new_zeros": 1, "constant_pad_nd": 2}
+"""Kernels that a CPU takes to fill a text up to whole vectors."""
 
 CONF = Path(__file__).parents[2] / "conf"
 DOWN, ATTN_DOWN, UP, ATTN_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
@@ -293,6 +296,39 @@ def test_more_heads_than_channels_are_refused_where_there_is_attention_only() ->
         UNet(**TINY | {"attention_head_dim": (99, 4)})
 
 
+def test_a_text_that_was_read_before_gives_the_same_answer_for_less_work() -> None:
+    unet, _ = twins()
+    latents, timesteps, text = inputs(unet)
+    work = []
+    with torch.no_grad():
+        read = unet.read(text)
+        answers = []
+        for given in (text, read):
+            with Kernels() as kernels:
+                answers.append(unet(latents, timesteps, given))
+            work.append(kernels.ran)
+    torch.testing.assert_close(*answers, atol=0, rtol=0)
+    assert work[0] - work[1] == {"mm": 2 * 4, **FILLING_UP} and not work[1] - work[0]
+
+
+def test_a_text_that_is_filled_up_to_whole_vectors_says_the_same() -> None:
+    unet, _ = twins(torch.float64)
+    latents, timesteps, states = inputs(unet)
+    text = Text.of(states)
+    assert text.states.shape == (2, 16, 12) and text.mask is not None
+    assert text.mask.isinf().tolist() == [[False] * 7 + [True] * 9]
+    found, expected = unet(latents, timesteps, text), unet(latents, timesteps, Text(states))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert_gradients_equal(gradients(unet, found), gradients(unet, expected), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "states", [torch.zeros(1, 32, 4), torch.zeros(1, 7, 4).bfloat16(), torch.zeros(1, 7, 4).to("meta")]
+)
+def test_whole_vectors_half_precision_and_what_is_not_on_a_cpu_are_taken_as_they_are(states: Tensor) -> None:
+    assert Text.of(states).states is states and Text.of(states).mask is None
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_enlarging_again_in_the_backward_pass_changes_no_gradient(autocast: bool) -> None:
     torch.manual_seed(0)
@@ -360,7 +396,7 @@ def test_sampling_runs_fewer_kernels_than_diffusers_joins_weights_and_waits_for_
         ours(latents, timesteps, text)
     with torch.no_grad(), Kernels() as full:
         theirs(latents, timesteps, text)
-    assert (lean.ran - full.ran).keys() <= {"cat"}
+    assert (lean.ran - full.ran).keys() <= {"cat", *FILLING_UP}
     assert lean.ran.total() < 0.9 * full.ran.total()
     assert lean.ran["clone"] == (4 if memory_format == torch.contiguous_format else 0), "one per transformer block"
     assert lean.ran.keys().isdisjoint({"copy_", *WAITS})
