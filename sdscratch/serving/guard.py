@@ -1,15 +1,17 @@
-"""What stands before the app: whole and small bodies in good time, the token, and headers that keep browsers careful."""
+"""What stands before the app: whole and small bodies in good time, the server's name, the token, and careful headers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from ipaddress import ip_address
 from secrets import compare_digest
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdscratch.serving.problems import Problem
+from sdscratch.serving.problems import Problem, log, our_fault
 
 WISHES = ("/generate", "/jobs")
 MAX_BODY = 64 * 1024
@@ -70,6 +72,44 @@ class WholeBody:
         await self.app(scope, receive_whole, send)
 
 
+class KnownName:
+    """Refuses whoever calls the server by a strange name: the page of a stranger, that has pointed a name of its own here.
+
+    names: those that callers may use beside localhost. Without any, it is asked only of connections within this machine.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self.app, self.names = app, {"localhost", *map(str.lower, names)}
+        self.everywhere = bool(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._asks(scope) or self._is_known(Headers(scope=scope).get("host")):
+            return await self.app(scope, receive, send)
+        problem = Problem(
+            421, "this server has another name", "Host", "the server's setting hosts= lets other names in"
+        )
+        await problem.response()(scope, receive, send)
+
+    def _asks(self, scope: Scope) -> bool:
+        return self.everywhere or _is_loopback((scope.get("server") or [""])[0])
+
+    def _is_known(self, host: str | None) -> bool:
+        """None is: browsers always say one."""
+        try:
+            name = urlsplit(f"//{host or 'localhost'}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.names or _is_loopback(name)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
 class Token:
     """Asks for `Authorization: Bearer TOKEN`, but for what a page needs before it knows one. No token: open to all."""
 
@@ -104,6 +144,29 @@ class NoRoom:
         if is_wish and (problem := self.refusal()):
             return await problem.response()(scope, receive, send)
         await self.app(scope, receive, send)
+
+
+class OurFault:
+    """Answers a bug of ours as everything else is answered; its traceback is for the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            await our_fault().response()(scope, receive, send)
 
 
 class CarefulHeaders:
