@@ -55,6 +55,11 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         self.engine.stop_soon(at_once=again)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the app as it is
+            await self.lifespan.shutdown()
+
     async def on_tick(self, counter: int) -> bool:
         if not self.said and self.engine.status == "ready":
             say(f"serving {self.engine.shelf.first.id} at {self.address}")
