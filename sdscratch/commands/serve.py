@@ -20,7 +20,7 @@ from sdscratch.errors import ConfigError, DataError, StoppedError, check_choice,
 TOKEN = "SDSCRATCH_TOKEN"
 """The variable of the token that callers must show. No key of the configuration: those are printed and saved."""
 SENDABLE = re.compile(r"[!-~]+")
-NAME = re.compile(r"[^/:\s]+|[\da-fA-F:]+")
+NAME = re.compile(r"[^/:\s]+")
 ORIGIN = re.compile(r"\*|[a-z-]+://[^/\s]+")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from secrets import compare_digest
 from urllib.parse import urlsplit
 
@@ -75,7 +75,8 @@ class WholeBody:
 class KnownName:
     """Refuses whoever calls the server by a strange name: the page of a stranger, that has pointed a name of its own here.
 
-    names: those that callers may use beside localhost. Without any, it is asked only of connections within this machine.
+    names: those that callers may use beside localhost and addresses. Without any, only connections within this machine are
+    asked for one.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
@@ -91,7 +92,8 @@ class KnownName:
         await problem.response()(scope, receive, send)
 
     def _asks(self, scope: Scope) -> bool:
-        return self.everywhere or _is_loopback((scope.get("server") or [""])[0])
+        ip = _ip((scope.get("server") or [""])[0])  # at which the connection has come in
+        return self.everywhere or (ip is not None and ip.is_loopback)
 
     def _is_known(self, host: str | None) -> bool:
         """None is: browsers always say one."""
@@ -99,15 +101,15 @@ class KnownName:
             name = urlsplit(f"//{host or 'localhost'}").hostname or ""
         except ValueError:
             return False
-        return name in self.names or _is_loopback(name)
+        return name in self.names or _ip(name) is not None  # an address is nobody's to point elsewhere
 
 
-def _is_loopback(address: str) -> bool:
+def _ip(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        ip = ip_address(address)
+        ip = ip_address(text)
     except ValueError:
-        return False
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
 
 
 class Token:

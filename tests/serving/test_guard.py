@@ -81,13 +81,13 @@ def test_pages_of_other_sites_may_call_only_where_they_are_named(client, closed)
         assert client.get("/health", headers={"Origin": origin}).headers.get("Access-Control-Allow-Origin") is None
 
 
-HERE = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.0.0.9", "[::1]:8000"]
+HERE = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "0.0.0.0:8000", "[::1]:8000"]
 STRANGE = [
     "evil.example",
     "localhost.evil.example",
     "127.0.0.1.evil.example",
     "[",
-    "10.0.0.1",
+    "0x7f.1",
     "pictures.example.org:1",
 ]
 
