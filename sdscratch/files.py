@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import stat
+import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -19,6 +21,9 @@ from typing import IO, Any, BinaryIO
 from sdscratch.errors import CannotWriteError, RunFolderError
 
 LOCK = ".lock"
+FLOCK, KIND = (
+    ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
+)  # the struct of fcntl(2), and where in it l_type is
 HALF = re.compile(r"\..+\.(\d{1,7})\.(?:tmp|old)")  # with the number of the process that writes it
 
 
@@ -31,6 +36,15 @@ def sha256_of(path: Path) -> str:
 def fingerprint_of(*paths: Path) -> str:
     """Changes with any byte of these files, and with their sequence: 16 hexadecimal digits."""
     return hashlib.sha256(b"".join(bytes.fromhex(sha256_of(path)) for path in paths)).hexdigest()[:16]
+
+
+def is_text(path: Path) -> bool:
+    """Whether its name is: to the system any bytes are a name, but nobody can print, send or ask for such a one."""
+    return str(path).encode(errors="ignore").decode() == str(path)
+
+
+_HELD: set[Path] = set()
+"""Folders that this process has locked: the system tells a process nothing of its own locks."""
 
 
 class FolderLock:
@@ -59,6 +73,7 @@ class FolderLock:
                 ) from error
             if not self._is_there():  # whoever held it has removed it meanwhile: the next one would make another
                 self.release()
+        _HELD.add(self.folder.resolve())
         try:
             self._file.truncate(0)  # type: ignore[union-attr]
             self._file.write(str(os.getpid()).encode())  # type: ignore[union-attr]
@@ -71,11 +86,23 @@ class FolderLock:
         """By this process."""
         return self._file is not None
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether a living process holds it, this one or another. Only asks: whoever wants it meanwhile gets it."""
+        if self.folder.resolve() in _HELD:
+            return True  # not to be opened here: closing any file of a lock lets others in
+        with suppress(OSError), (self.folder / LOCK).open("rb") as file:
+            wanted = [fcntl.F_WRLCK if field == KIND else 0 for field in range(5)]  # all of the file
+            found = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *wanted)))
+            return bool(found[KIND] != fcntl.F_UNLCK)
+        return False
+
     def release(self) -> None:
         """Let others in."""
         if self._file is not None:
             self._file.close()
             self._file = None
+            _HELD.discard(self.folder.resolve())
 
     def remove(self) -> None:
         """Let others in, and leave no file behind."""

@@ -32,7 +32,7 @@ from sdscratch.checkpoint_file import (
 )
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError
-from sdscratch.files import FolderLock, crash_point, read_json, remove_halves, write_atomically, write_json
+from sdscratch.files import FolderLock, crash_point, is_text, read_json, remove_halves, write_atomically, write_json
 
 LONGEST_LINE = 100_000  # of metrics.csv
 STEP = re.compile(r"[0-9]{1,18}")
@@ -45,6 +45,12 @@ def folder_below(root: str, name: object) -> Path:
     if not isinstance(name, str | int | float) or not path.parts or path.is_absolute() or ".." in path.parts:
         raise ConfigError(f"name={name} is no folder below {root}: expected one such as try1")
     return Path(root) / path
+
+
+def runs_below(root: Path) -> dict[str, RunFolder]:
+    """Every run by its name: its folder below `root`, or that and the folder of those that belong together with it."""
+    folders = sorted(state.parent for pattern in ("*/state.json", "*/*/state.json") for state in root.glob(pattern))
+    return {folder.relative_to(root).as_posix(): RunFolder(folder) for folder in folders if is_text(folder)}
 
 
 class RunFolder:
@@ -96,6 +102,11 @@ class RunFolder:
         """The content of state.json, or {} where there is no run or the file is damaged: the run can do without."""
         state = self._read_json("state.json")
         return state if _is_state(state) else {}
+
+    def status(self) -> str | None:
+        """running | stopped | failed | done; None where there is no run. One that was killed while it ran is stopped."""
+        status: str | None = self.state().get("status")
+        return "stopped" if status == "running" and not self._lock.is_taken else status
 
     def set_state(self, **changes: Any) -> None:
         """Merge `changes` into state.json: status (running | stopped | failed | done), stage, step, samples_seen."""
@@ -290,7 +301,10 @@ def _is_state(state: Mapping[str, Any]) -> bool:
     """Whether what a run goes on by is in it as `set_state` has written it."""
     rewinds = state.get("rewinds", [])
     return (
-        type(state.get("step", 0)) is int
+        state.get("status") in (None, "running", "stopped", "failed", "done")
+        and str(state.get("stage", "none")).isidentifier()
+        and type(state.get("max_steps", 0)) is int
+        and type(state.get("step", 0)) is int
         and type(state.get("samples_seen", 0)) is int
         and isinstance(rewinds, list)
         and all(isinstance(rewind, dict) and _is_range(rewind.get("skipped")) for rewind in rewinds)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from os import kill
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tiny import files_of_at_most
 
 from sdscratch.checkpoint_file import Retention, best_first
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.run_folder import RunFolder
+from sdscratch.run_folder import RunFolder, runs_below
 
 
 @pytest.fixture
@@ -386,6 +386,11 @@ def test_state_is_merged_and_tells_whether_there_is_a_run(run):
 
 WRONG = [
     '{"step": "x"}',
+    '{"max_steps": 1e400}',
+    '{"status": {}}',
+    '{"status": "asleep"}',
+    '{"stage": 7}',
+    '{"stage": "\\ud800"}',
     '{"samples_seen": "x"}',
     '{"rewinds": [1]}',
     '{"rewinds": {"a": 1}}',
@@ -447,6 +452,34 @@ def test_a_second_process_is_refused_until_the_first_lets_go(run):
         assert other.wait() == 0
 
 
+def test_a_run_is_said_to_be_running_only_while_a_process_holds_it(run):
+    assert run.status() is None
+    run.set_state(status="running")
+    with in_another_process(f"{LOCK}; time.sleep(60)", run) as holder:
+        holder.stdout.readline()
+        assert run.status() == "running"
+        holder.kill()
+    assert run.status() == "stopped"
+    run.set_state(status="failed")
+    assert run.status() == "failed"
+
+
+def test_to_look_at_a_run_that_this_process_trains_lets_no_other_in(run):
+    run.lock()
+    run.set_state(status="running")
+    assert RunFolder(run.path).status() == "running"
+    with in_another_process(LOCK, run) as other:
+        assert "RunFolderError" in other.communicate()[1]
+    run.unlock()
+    assert RunFolder(run.path).status() == "stopped"
+
+
+def test_runs_are_found_by_names_that_are_text(tmp_path):
+    for name in (b"a", b"a/b", b"a/b/c", b"\xff", "☃ é".encode()):
+        RunFolder(tmp_path / os.fsdecode(name)).set_state(step=1)
+    assert list(runs_below(tmp_path)) == ["a", "a/b", "☃ é"]
+
+
 def test_a_forked_child_that_outlives_the_run_does_not_hold_its_lock(run):
     fork = "child = os.fork()\nif child == 0: time.sleep(60)\nprint(child, flush=True); os._exit(0)"
     with in_another_process(f"{LOCK}\n{fork}", run) as parent:
@@ -456,7 +489,7 @@ def test_a_forked_child_that_outlives_the_run_does_not_hold_its_lock(run):
             assert parent.wait() == 0
             run.lock()
         finally:
-            kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path):

@@ -49,8 +49,8 @@ def _row(entry: Entry) -> list[str]:
     step = max(state.get("step") or 0, known[-1].step if known else 0)
     seen = entry.samples_seen or state.get("samples_seen")
     status: str = entry.status
-    if status == "running" and state.get("status") in ("stopped", "failed"):
-        status = f"running ({state['status']})"
+    if status == "running" and (now := run.status()) in ("stopped", "failed"):
+        status = f"running ({now})"
     if status == "done" and not run.path.is_dir():
         status = "done (its run is gone)"
     rows = [row for row in run.read_metrics() if "val/loss" in row]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from sdscratch.errors import ConfigError, DataError, StoppedError, check_choice,
 
 TOKEN = "SDSCRATCH_TOKEN"
 """The variable of the token that callers must show. No key of the configuration: those are printed and saved."""
+SENDABLE = re.compile(r"[!-~]+")
+NAME = re.compile(r"[^/:\s]+")
+ORIGIN = re.compile(r"\*|[a-z-]+://[^/\s]+")
 
 
 def run(cfg: DictConfig) -> None:
@@ -27,6 +31,18 @@ def run(cfg: DictConfig) -> None:
     check_whole("queue", cfg.queue)
     check_whole("grace", cfg.grace, 0)
     token = os.environ.get(TOKEN) or None
+    if token and not SENDABLE.fullmatch(token):
+        raise ConfigError(
+            f"{TOKEN} holds what no header can: expected letters, digits and signs of ASCII, without spaces"
+        )
+    for origin in cfg.cors:
+        if not ORIGIN.fullmatch(str(origin)):
+            raise ConfigError(f"cors has {origin}: expected * or origins such as https://example.org, without a path")
+    for name in cfg.hosts:
+        if not NAME.fullmatch(str(name)):
+            raise ConfigError(f"hosts has {name}: expected names such as pictures.example.org, without a port")
+    if cfg.limits is None:
+        raise ConfigError("limits is null: a service has some. Raise single ones, as limits.max_steps=1000")
     with imports_that_stay():
         try:
             from sdscratch.serving.app import create_app
@@ -41,7 +57,7 @@ def run(cfg: DictConfig) -> None:
     shelf = Shelf(str(cfg.model), Path(cfg.paths.runs))
     chosen = {name: cfg[name] for name in ("weights", "device", "dtype", "queue", "grace")}
     engine = Engine(shelf, build(cfg.limits), **chosen)
-    app = create_app(engine, token, [cfg.cors] if isinstance(cfg.cors, str) else [*cfg.cors], cfg.fixed_model)
+    app = create_app(engine, token, cfg.cors, cfg.fixed_model, [*map(str, cfg.hosts)])
     signal.signal(signal.SIGTERM, _stopped)  # not before: imports may take an error for a missing package
     try:
         Server(app, engine, cfg.host, cfg.port, cfg.grace).answer()

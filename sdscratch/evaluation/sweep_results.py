@@ -58,8 +58,7 @@ def results_of(sweep: Path) -> list[Result]:
 
 
 def _result(run: RunFolder, metric: str) -> Result:
-    state = run.state()
-    status = state.get("status", "not started")
+    state, status = run.state(), run.status() or "not started"
     objective = run.objective() if status == "done" else {}
     value = objective.get("value")
     compares = objective.get("metric") == metric and isinstance(value, int | float) and math.isfinite(value)

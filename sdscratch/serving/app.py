@@ -1,6 +1,6 @@
 """The API: which address does what."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from sdscratch import __version__
 from sdscratch.diffusion.samplers import SAMPLERS
 from sdscratch.serving.engine import Engine
-from sdscratch.serving.guard import CarefulHeaders, NoRoom, Token, WholeBody
+from sdscratch.serving.guard import CarefulHeaders, KnownName, NoRoom, OurFault, Token, WholeBody
 from sdscratch.serving.jobs import Job, JobBook
 from sdscratch.serving.models import Served
 from sdscratch.serving.problems import Problem, ProblemBody, answer_problems
@@ -34,18 +34,27 @@ from sdscratch.serving.waiting import gone, until_either
 
 PAGE = Path(__file__).with_name("page")
 ANSWERS = {
+    409: "it cannot be read from the disk, or another model is being loaded",
     408: "the request did not arrive in time",
     413: "the body is too large",
+    421: "the server has another name",
     422: "a value does not fit",
     429: "too many are waiting; see Retry-After",
     503: "not ready, or stopping; see Retry-After",
 }
 
 
-def create_app(engine: Engine, token: str | None = None, cors: list[str] | None = None, fixed: bool = False) -> FastAPI:
+def create_app(
+    engine: Engine,
+    token: str | None = None,
+    cors: Collection[str] = (),
+    fixed: bool = False,
+    hosts: Collection[str] = (),
+) -> FastAPI:
     """The app of an engine, which lives as long as the app does.
 
     token: what callers must show. cors: origins whose pages may call. fixed: whether the model may not be changed.
+    hosts: names of the server beside localhost; without any, others may be used from other machines.
     """
 
     @asynccontextmanager
@@ -66,14 +75,16 @@ def create_app(engine: Engine, token: str | None = None, cors: list[str] | None 
     answer_problems(app)
     app.add_middleware(NoRoom, refusal=engine.refusal)  # the first that is added is the last that is asked
     app.add_middleware(Token, token=token)
+    app.add_middleware(OurFault)
     if cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=cors,
+            allow_origins=[*cors],
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
+    app.add_middleware(KnownName, names=hosts)
     app.add_middleware(WholeBody, seconds=engine.limits.read_seconds)
     app.add_middleware(CarefulHeaders)
     _add_drawing(app, engine)

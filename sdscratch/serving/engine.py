@@ -15,13 +15,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeVar
 
-from sdscratch.errors import ConfigError, SdscratchError, out_of_memory
+from sdscratch.errors import ConfigError, SdscratchError, of_the_machine, out_of_memory
 from sdscratch.pipeline import Weights
 from sdscratch.serving.drawing import Unwanted, draw
 from sdscratch.serving.jobs import Job
 from sdscratch.serving.limits import Limits
 from sdscratch.serving.models import Entry, Served, Shelf
-from sdscratch.serving.problems import Problem, log, our_fault
+from sdscratch.serving.problems import Problem, log, our_fault, unreadable
 from sdscratch.serving.schemas import Health, Wish
 
 T = TypeVar("T")
@@ -146,8 +146,11 @@ class Engine:
         try:
             async with self._free:
                 self._served = await self._in_thread(partial(self._load, entry, weights))
-        except SdscratchError as error:
-            log.warning("%s", error)
+        except Exception as error:
+            known = error if isinstance(error, SdscratchError) else of_the_machine(error)
+            if known is None:
+                raise
+            log.warning("%s", known)
             raise Problem(409, f"{entry.id} cannot be loaded", "id", "the log of the server says why") from error
         finally:
             self._switching = False
@@ -165,6 +168,7 @@ class Engine:
 
     def _has_ended(self, work: asyncio.Task[None]) -> None:
         if not work.cancelled():
+            self.stop(at_once=True)
             self.status, self.failure = "failed", work.exception()
 
     async def _draw(self, job: Job) -> None:
@@ -173,6 +177,7 @@ class Engine:
         job.start(served.entry.id)
         self._move_up()
         try:
+            self.limits.check(job.parameters, served.factor, served.usable_weights)  # it was asked of another, maybe
             images, notes = await self._in_thread(partial(draw, served, job, partial(self._report, job)))
         except Unwanted:
             pass
@@ -206,13 +211,14 @@ def _loading() -> Problem:
 
 def _problem(error: Exception) -> Problem:
     """What callers hear of a drawing that went wrong."""
+    if isinstance(error, Problem):
+        return error
     if (known := out_of_memory(error)) is not None:
         log.error("%s", known)
         return Problem(422, "the memory does not suffice for that", "n", "ask for fewer pictures, or smaller ones")
     if isinstance(error, ConfigError):
         return Problem(422, str(error))
     if isinstance(error, SdscratchError):
-        log.error("%s", error)
-    else:
-        log.error("a drawing failed", exc_info=error)
+        return unreadable(error)
+    log.error("a drawing failed", exc_info=error)
     return our_fault()

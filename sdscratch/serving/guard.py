@@ -1,15 +1,17 @@
-"""What stands before the app: whole and small bodies in good time, the token, and headers that keep browsers careful."""
+"""What stands before the app: whole and small bodies in good time, the server's name, the token, and careful headers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from secrets import compare_digest
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdscratch.serving.problems import Problem
+from sdscratch.serving.problems import Problem, log, our_fault
 
 WISHES = ("/generate", "/jobs")
 MAX_BODY = 64 * 1024
@@ -70,6 +72,46 @@ class WholeBody:
         await self.app(scope, receive_whole, send)
 
 
+class KnownName:
+    """Refuses whoever calls the server by a strange name: the page of a stranger, that has pointed a name of its own here.
+
+    names: those that callers may use beside localhost and addresses. Without any, only connections within this machine are
+    asked for one.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self.app, self.names = app, {"localhost", *map(str.lower, names)}
+        self.everywhere = bool(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._asks(scope) or self._is_known(Headers(scope=scope).get("host")):
+            return await self.app(scope, receive, send)
+        problem = Problem(
+            421, "this server has another name", "Host", "the server's setting hosts= lets other names in"
+        )
+        await problem.response()(scope, receive, send)
+
+    def _asks(self, scope: Scope) -> bool:
+        ip = _ip((scope.get("server") or [""])[0])  # at which the connection has come in
+        return self.everywhere or (ip is not None and ip.is_loopback)
+
+    def _is_known(self, host: str | None) -> bool:
+        """None is: browsers always say one."""
+        try:
+            name = urlsplit(f"//{host or 'localhost'}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.names or _ip(name) is not None  # an address is nobody's to point elsewhere
+
+
+def _ip(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
 class Token:
     """Asks for `Authorization: Bearer TOKEN`, but for what a page needs before it knows one. No token: open to all."""
 
@@ -104,6 +146,29 @@ class NoRoom:
         if is_wish and (problem := self.refusal()):
             return await problem.response()(scope, receive, send)
         await self.app(scope, receive, send)
+
+
+class OurFault:
+    """Answers a bug of ours as everything else is answered; its traceback is for the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            await our_fault().response()(scope, receive, send)
 
 
 class CarefulHeaders:

@@ -44,7 +44,7 @@ class Limits:
         check_whole("limits.max_steps", self.max_steps, most=MAX_STEPS)
         check_number("limits.max_guidance", self.max_guidance, 1, MAX_GUIDANCE)
         check_number("limits.read_seconds", self.read_seconds, 0.1, 3600)
-        check_whole("limits.max_side", self.max_side, most=MAX_SIDE)
+        check_whole("limits.max_side", self.max_side, 16, MAX_SIDE)  # no model has larger latents
         check_whole("limits.max_n", self.max_n, most=MAX_COUNT)
         check_whole("limits.max_cost", self.max_cost)
         check_whole("limits.max_prompt", self.max_prompt, most=MAX_TEXT)
@@ -76,7 +76,7 @@ class Limits:
 
     def unasked(self, defaults: SamplingDefaults, factor: int, weights: Weights) -> dict[str, Any]:
         """What one gets who says nothing but a prompt: the model's own, as far as allowed. seed: None, for any."""
-        side = min(defaults.size, self.max_side // factor * factor)
+        side = max(1, min(defaults.size, self.max_side) // factor) * factor
         return {
             "negative_prompt": "",
             "steps": min(defaults.num_inference_steps, self.max_steps),
@@ -96,12 +96,13 @@ class Limits:
         chosen = {**self.unasked(defaults, factor, weights[0]), "seed": secrets.randbelow(LARGEST_SEED + 1), **said}
         chosen |= {name: chosen[name].strip() for name in ("prompt", "negative_prompt")}
         wanted = Parameters(**chosen)
-        self._check(wanted, factor)
-        if wanted.weights not in weights:
-            raise Problem(422, "weights: this model has no raw ones", "weights", "ask for ema")
+        self.check(wanted, factor, weights)
         return wanted
 
-    def _check(self, wanted: Parameters, factor: int) -> None:
+    def check(self, wanted: Parameters, factor: int, weights: list[Weights]) -> None:
+        """Raise Problem, 422, for what a model of this factor and with these weights does not draw here."""
+        if wanted.weights not in weights:
+            raise Problem(422, "weights: this model has no raw ones", "weights", "ask for ema")
         for field, allowed in self.ranges(factor).items():
             value = getattr(wanted, field)
             value = len(value) if isinstance(value, str) else value

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sdscratch.errors import ConfigError
+from sdscratch.errors import ConfigError, RunFolderError
 from sdscratch.interop.diffusers_folder import INDEX
 from sdscratch.interop.run_checkpoint import run_around
 from sdscratch.models.encoders import downsampling_factor
 from sdscratch.pipeline import TextToImage, Weights
-from sdscratch.run_folder import RunFolder
+from sdscratch.run_folder import RunFolder, runs_below
 from sdscratch.serving.examples import examples_of
 from sdscratch.serving.preview import Preview
 
@@ -32,17 +34,16 @@ class Shelf:
     def __init__(self, model: str, runs: Path) -> None:
         self._model, self.runs = model, runs
 
-    @property
+    @cached_property
     def first(self) -> Entry:
-        """The one that the server was started with."""
+        """The one that the server was started with, by that name even when it is gone."""
         return self._entry(self._model)
 
     def entries(self) -> list[Entry]:
         """As they are now: runs go on while a server runs."""
         found = [self.first]
-        for pattern in ("*/state.json", "*/*/state.json"):
-            for state in sorted(self.runs.glob(pattern)):
-                run = RunFolder(state.parent)
+        for run in runs_below(self.runs).values():
+            with suppress(RunFolderError):  # it cannot be read: the others can
                 if (run.model_folder / INDEX).is_file():
                     found.append(self._entry(run.path))
                 if run.state().get("stage") == "LatentDiffusion":

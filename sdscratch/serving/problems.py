@@ -11,7 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from sdscratch.errors import SdscratchError
+
 log = logging.getLogger("sdscratch.serving")
+LONGEST_NAME = 100  # of a field that there is not
 SEE_RANGES = "GET /config has all ranges"
 
 
@@ -59,9 +62,15 @@ def answer_problems(app: FastAPI) -> None:
             **(error.headers or {})
         )
 
-    @app.exception_handler(Exception)
-    async def _(request: Request, error: Exception) -> JSONResponse:
-        return our_fault().response()
+    @app.exception_handler(SdscratchError)
+    async def _(request: Request, error: SdscratchError) -> JSONResponse:
+        return unreadable(error).response()
+
+
+def unreadable(error: SdscratchError) -> Problem:
+    """What callers hear where a file is gone or damaged; which one is for the log."""
+    log.warning("%s", error)
+    return Problem(409, "it cannot be read from the disk", hint="the log of the server says why")
 
 
 def our_fault() -> Problem:
@@ -72,7 +81,7 @@ def our_fault() -> Problem:
 def _unfit(error: RequestValidationError) -> Problem:
     """The first of the things that do not fit. Values are not repeated: they may be long, or no text at all."""
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
+    where = [str(part)[:LONGEST_NAME] for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
     field = where[0] if where else None
     what = first["msg"].removeprefix("Value error, ")
     return Problem(422, f"{field}: {what}" if field else f"the body does not fit: {what}", field, SEE_RANGES)

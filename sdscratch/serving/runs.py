@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from sdscratch.errors import RunFolderError
-from sdscratch.run_folder import RunFolder
+from sdscratch.files import is_text
+from sdscratch.run_folder import RunFolder, runs_below
 from sdscratch.serving.problems import Problem, ProblemBody
 
-DEPTHS = ("*/state.json", "*/*/state.json")  # a run, and one of several that belong together
 SAMPLES = re.compile(r"step_(\d+)")
 Point = tuple[int, float | None]
 Points = Annotated[int, Query(ge=1, le=10_000, description="at most so many points of each series")]
@@ -31,6 +31,12 @@ class RunView(BaseModel):
     max_steps: int | None
     samples_seen: int | None
     updated: float
+
+
+class Picture(Response):
+    """Read at once, for its run may be gone before an answer is under way."""
+
+    media_type = "image/png"
 
 
 class MetricsView(BaseModel):
@@ -55,7 +61,7 @@ def runs_router(root: Path) -> APIRouter:
     @router.get("")
     def runs() -> list[RunView]:
         """Those that there are, the one that last wrote something first."""
-        views = [_view(name, run) for name, run in _runs_below(root).items()]
+        views = [_view(name, run) for name, run in runs_below(root).items()]
         return sorted(views, key=lambda view: view.updated, reverse=True)
 
     @router.get("/{name:path}/metrics")
@@ -74,13 +80,14 @@ def runs_router(root: Path) -> APIRouter:
         found = _samples(_find(root, name))
         return [SampleView(step=step, pictures=sorted(found[step])) for step in sorted(found)]
 
-    @router.get("/{name:path}/samples/{step}/{picture}", response_class=FileResponse)
-    def picture(name: str, step: int, picture: str) -> FileResponse:
+    @router.get("/{name:path}/samples/{step}/{picture}", response_class=Picture)
+    def picture(name: str, step: int, picture: str) -> Picture:
         """One of them, a PNG."""
-        found = _samples(_find(root, name)).get(step, {}).get(picture)
-        if found is None:
-            raise Problem(404, "there is no such picture", "picture", "GET /runs/NAME/samples has those that there are")
-        return FileResponse(found, media_type="image/png")
+        try:
+            return Picture(_samples(_find(root, name))[step][picture].read_bytes())
+        except (KeyError, OSError) as error:
+            hint = "GET /runs/NAME/samples has those that there are"
+            raise Problem(404, "there is no such picture", "picture", hint) from error
 
     return router
 
@@ -97,25 +104,20 @@ def _mean(values: list[float | None]) -> float | None:
     return math.fsum(finite) / len(finite) if len(finite) == len(values) else None
 
 
-def _runs_below(root: Path) -> dict[str, RunFolder]:
-    folders = (state.parent for pattern in DEPTHS for state in root.glob(pattern))
-    return {folder.relative_to(root).as_posix(): RunFolder(folder) for folder in folders}
-
-
 def _find(root: Path, name: str) -> RunFolder:
-    if (run := _runs_below(root).get(name)) is None:
+    if (run := runs_below(root).get(name)) is None:
         raise Problem(404, "there is no such run", "name", "GET /runs has those that there are")
     return run
 
 
 def _view(name: str, run: RunFolder) -> RunView:
     try:
-        state = run.state()
+        state, status = run.state(), run.status()
     except RunFolderError:  # it cannot be read: the others can
-        state = {}
+        state, status = {}, None
     return RunView(
         name=name,
-        status=state.get("status"),
+        status=status,
         stage=state.get("stage"),
         step=state.get("step", 0),
         max_steps=state.get("max_steps"),
@@ -135,6 +137,6 @@ def _samples(run: RunFolder) -> dict[int, dict[str, Path]]:
     """By step, and then by file name."""
     found: dict[int, dict[str, Path]] = {}
     for path in (run.path / "samples").glob("step_*/*.png"):
-        if number := SAMPLES.fullmatch(path.parent.name):
+        if is_text(path) and (number := SAMPLES.fullmatch(path.parent.name)):
             found.setdefault(int(number[1]), {})[path.name] = path
     return found

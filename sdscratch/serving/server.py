@@ -1,63 +1,23 @@
-"""The HTTP server around the app: its socket, the time that clients have, and what a signal does."""
+"""The HTTP server around the app: its socket, when it is ready, and what a signal does."""
 
 from __future__ import annotations
 
-import asyncio
+import resource
 import socket
+from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sdscratch.console import say
 from sdscratch.errors import ConfigError
+from sdscratch.serving.connection import Connection
 from sdscratch.serving.engine import Engine
 
 BACKLOG = 2048
-MAX_HEAD = 64 * 1024
-
-
-class PatientForAWhile(HttpToolsProtocol):
-    """HTTP/1.1 that closes a connection on which a request's head is not whole within `patience` seconds, or is too long.
-
-    uvicorn has a limit for connections that say nothing between requests, and none for those that say it slowly.
-    """
-
-    def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.patience, self.deadline = patience, cast(asyncio.TimerHandle | None, None)
-        self.head_size = 0
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch(len(data))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
-
-    def _watch(self, size: int = 0) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._forget()  # a request is being answered; WholeBody sees to its body
-            return
-        self.head_size += size
-        if self.head_size > MAX_HEAD:
-            self.timeout_keep_alive_handler()
-        elif self.deadline is None:
-            self.deadline = self.loop.call_later(self.patience, self.timeout_keep_alive_handler)
-
-    def _forget(self) -> None:
-        self.head_size = 0
-        if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
+MANY_FILES = 65536
 
 
 class Server(uvicorn.Server):
@@ -68,14 +28,15 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, engine: Engine, host: str, port: int, grace: float) -> None:
         self.engine, self.said = engine, False
-        self.listener = _listen(host, port)
+        self.listener, files = _listen(host, port), _open_files()
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.listener.getsockname()[1]}"
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(PatientForAWhile, patience=engine.limits.read_seconds),  # type: ignore[arg-type]
+                http=partial(Connection, patience=engine.limits.read_seconds, most=files // 2),  # type: ignore[arg-type]
                 ws="none",
-                backlog=BACKLOG,
+                lifespan="on",  # an app that cannot begin is an error, not one without beginnings
+                backlog=min(BACKLOG, files // 8),  # so many are let in before any of them is looked at
                 log_level="error",
                 access_log=False,
                 server_header=False,
@@ -94,11 +55,25 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         self.engine.stop_soon(at_once=again)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the app as it is
+            await self.lifespan.shutdown()
+
     async def on_tick(self, counter: int) -> bool:
         if not self.said and self.engine.status == "ready":
             say(f"serving {self.engine.shelf.first.id} at {self.address}")
             self.said = True
         return await super().on_tick(counter) or self.engine.failure is not None
+
+
+def _open_files() -> int:
+    """How many this process may have from now on: all that it is given for the asking, if it needs so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MANY_FILES)), hard))
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MANY_FILES if most == resource.RLIM_INFINITY else most
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -107,7 +82,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+        listener.listen(BACKLOG)  # now: until then another process may do the same
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen at host={host} port={port}: {reason}. Choose another port=") from error
+        raise ConfigError(f"cannot listen at host={host} port={port}: {reason}. Choose others") from error
     return listener

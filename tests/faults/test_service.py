@@ -76,6 +76,7 @@ def test_a_drawing_that_takes_too_long_is_given_up(server, tiny_run, again):
     begin = time.perf_counter()
     attempt = running.wait()
     assert attempt.rc == 143 and time.perf_counter() - begin < 10
+    assert "Traceback" not in attempt.output
     thread.join()
     assert [answer.status_code for answer in answers] in ([503], [])  # told twice, it may hang up on who waits
 
@@ -85,6 +86,23 @@ def test_a_service_that_is_told_to_stop_while_it_loads_does(server, tiny_run):
     time.sleep(0.5)
     running.kill(signal.SIGTERM, "parent")
     assert running.wait(60).rc in (143, -signal.SIGTERM)
+
+
+def test_names_sites_and_the_token_are_those_of_the_settings(server, tiny_run):
+    words = [f"model={tiny_run.path}", f"paths.runs={tiny_run.path.parent}", "port=0", "device=cpu"]
+    words += ["hosts=[pictures.example.org]", "cors=[https://example.org]", "fixed_model=true"]
+    running = server.start(["serve", *words], env={"SDSCRATCH_TOKEN": "secret"})
+    with httpx.Client(base_url=address_of(running), headers={"Authorization": "Bearer secret"}) as caller:
+        asked = {
+            name: caller.get("/models", headers={"Host": name}) for name in ("pictures.example.org", "evil.example")
+        }
+        assert [answer.status_code for answer in asked.values()] == [200, 421]
+        assert caller.get("/models", headers={"Authorization": "Bearer other"}).status_code == 401
+        origin = caller.get("/health", headers={"Origin": "https://example.org"}).headers["Access-Control-Allow-Origin"]
+        assert origin == "https://example.org"
+        assert caller.put("/models/current", json={"id": tiny_run.path.name}).status_code == 403
+    running.kill(signal.SIGTERM, "parent")
+    assert running.wait().rc == 143
 
 
 def _cut(run: RunFolder) -> None:

@@ -15,8 +15,8 @@ import time
 from collections import defaultdict
 
 WISH = json.dumps({"prompt": "a red circle", "steps": 3, "seed": 1}).encode()
-DRAW = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+DRAW = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Caller(asyncio.Protocol):

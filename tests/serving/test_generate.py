@@ -82,6 +82,7 @@ WRONG = [
     ("n", [0, 9, 65, 1.5, None, True]),
     ("weights", ["emma", 1, {}]),
     ("colour", ["red"]),
+    ("", ["red"]),
 ]
 
 
@@ -123,10 +124,20 @@ def test_a_body_that_is_no_wish_is_422(client, body):
     assert answer.status_code == 422 and set(answer.json()) == {"error", "field", "hint"}
 
 
-def test_a_form_of_another_site_is_no_wish(client):
-    """Browsers let any page send one; asking for JSON makes them ask first."""
-    answer = client.post("/generate", content=b'{"prompt": "a"}', headers={"Content-Type": "text/plain"})
-    assert answer.status_code == 422
+FORMS = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", None]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("path", ["/generate", "/jobs"])
+def test_what_browsers_let_pages_of_other_sites_send_unasked_is_no_wish(client, path, kind):
+    """JSON they send only after they have asked, as they do for every method but GET, HEAD and POST."""
+    headers = {} if kind is None else {"Content-Type": kind}
+    assert client.post(path, content=b'{"prompt": "a"}', headers=headers).status_code == 422
+
+
+def test_the_name_of_a_field_that_there_is_not_is_not_repeated_at_length(client):
+    answer = client.post("/generate", json={"prompt": PROMPT, "k" * 60_000: 1})
+    assert answer.status_code == 422 and len(answer.content) < 500
 
 
 def test_the_cost_of_everything_together_is_limited_before_the_queue(client):
@@ -148,3 +159,9 @@ def test_what_a_model_would_do_unasked_stays_within_the_limits():
     wanted = limits.settle(Wish(prompt="a"), defaults, 4, ["ema"])
     assert (wanted.steps, wanted.cfg_scale, wanted.width, wanted.height) == (2, 1.5, 16, 16)
     assert limits.sizes(16, 16) == [Size(width=16, height=16)]
+
+
+def test_what_a_model_would_do_unasked_is_a_size_that_it_can_draw():
+    for size, side in ((30, 28), (7, 4), (2, 4), (5000, 1024)):
+        wanted = Limits().settle(Wish(prompt="a", steps=1), SamplingDefaults(size=size), 4, ["ema"])
+        assert (wanted.width, wanted.height) == (side, side)

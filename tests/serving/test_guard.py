@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from fastapi.testclient import TestClient
 from serving import client_of, engine_of
+from starlette.responses import Response
 
 from sdscratch.serving.app import create_app
-from sdscratch.serving.guard import MAX_BODY
+from sdscratch.serving.guard import MAX_BODY, KnownName
 
 TOKEN = "a long secret"
 SITE = "https://example.org"
@@ -26,6 +28,19 @@ def test_every_answer_tells_browsers_to_be_careful(client):
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "Server" not in answer.headers
+
+
+def test_also_where_we_have_failed_and_its_traceback_is_for_the_log(engine, client, monkeypatch, caplog):
+    def fails() -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(engine, "health", fails)
+    answer = client.get("/health")
+    assert (
+        answer.status_code == 500 and set(answer.json()) == {"error", "field", "hint"} and "secret" not in answer.text
+    )
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "secret" in caplog.text
 
 
 @pytest.mark.parametrize("size", [MAX_BODY + 1, 20 * MAX_BODY])
@@ -64,6 +79,45 @@ def test_pages_of_other_sites_may_call_only_where_they_are_named(client, closed)
         answer = closed.options("/generate", headers={"Origin": origin, **asked})
         assert answer.headers.get("Access-Control-Allow-Origin") == allowed
         assert client.get("/health", headers={"Origin": origin}).headers.get("Access-Control-Allow-Origin") is None
+
+
+HERE = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "0.0.0.0:8000", "[::1]:8000"]
+STRANGE = [
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "[",
+    "0x7f.1",
+    "pictures.example.org:1",
+]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "reached_at", "known", "refused"),
+    [
+        ([], "127.0.0.1", HERE, STRANGE),
+        ([], "::ffff:127.0.0.1", HERE, STRANGE),
+        ([], "10.0.0.1", [*HERE, *STRANGE], []),
+        (["Pictures.example.org"], "10.0.0.1", [*HERE, "pictures.example.org", "PICTURES.example.org:1"], STRANGE[:-1]),
+        (["pictures.example.org"], "127.0.0.1", [*HERE, "pictures.example.org"], STRANGE[:-1]),
+    ],
+)
+def test_on_this_machine_the_service_answers_to_localhost_and_the_names_it_was_given(hosts, reached_at, known, refused):
+    """A page of a stranger that has pointed its own name at this machine says that name."""
+
+    async def app(scope, receive, send):
+        await Response(status_code=204)(scope, receive, send)
+
+    guarded = KnownName(app, hosts)
+
+    async def reached(scope, receive, send):
+        await guarded({**scope, "server": (reached_at, 8000)}, receive, send)
+
+    client = TestClient(reached)
+    answers = {name: client.get("/", headers={"Host": name}) for name in (*known, *refused)}
+    wanted = dict.fromkeys(known, 204) | dict.fromkeys(refused, 421)
+    assert {name: answer.status_code for name, answer in answers.items()} == wanted
+    assert all(answers[name].json()["field"] == "Host" for name in refused)
 
 
 def test_a_fixed_model_stays(closed, tiny_run):

@@ -31,12 +31,10 @@ def connect(server) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), timeout=10)
 
 
-def request_of(wish: dict) -> bytes:
+def request_of(wish: dict, *headers: str) -> bytes:
     body = json.dumps(wish).encode()
-    head = (
-        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    lines = ["POST /generate HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def one_answer(connection: socket.socket) -> bytes:
@@ -82,6 +80,13 @@ def test_whoever_hangs_up_cancels_within_a_step(server, caller):
     print(f"{HANG_UPS} of {HANG_UPS} callers that hung up were noticed; {sum(late)} steps were begun after that")
 
 
+def test_whoever_hangs_up_having_asked_for_more_cancels_as_well(server):
+    with connect(server) as connection:
+        connection.sendall(request_of({**WISH, "steps": ENDLESS}) + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: server.engine._running is not None)
+    wait_until(lambda: server.engine.jobs == 0, 2)
+
+
 def test_whoever_hangs_up_while_waiting_leaves_the_queue(server, caller):
     engine = server.engine
     running = caller.post("/jobs", json={**WISH, "steps": ENDLESS}).json()["id"]
@@ -117,9 +122,9 @@ def impatient(tiny_run: RunFolder) -> Iterator[Server]:
 
 HALVES = {
     "nothing": b"",
-    "half a head": b"POST /generate HTTP/1.1\r\nHost: x\r\nConte",
-    "half a body": b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
-    "no last chunk": b"POST /jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    "half a head": b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConte",
+    "half a body": b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    "no last chunk": b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
 }
 
 
@@ -146,7 +151,7 @@ def test_a_request_that_crawls_is_given_no_more_time_by_each_byte(impatient):
 def test_a_connection_is_used_again_and_closed_when_it_says_half_a_request_more(impatient):
     with connect(impatient) as connection:
         for _ in range(3):
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"GET /hea")
         assert all_until_closed(connection) == b""
@@ -188,6 +193,63 @@ def test_crawlers_do_not_keep_a_good_caller_waiting(server):
     assert among_them < 2 * max(alone, again_alone) + 0.05
 
 
+@pytest.fixture
+def narrow(impatient) -> Server:
+    """Little of an answer is on its way at once."""
+    impatient.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return impatient
+
+
+FEW = 40  # answers, of which each is larger than what is on its way
+DESCRIBE = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def connect_narrowly(server) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(10)
+    connection.connect(server.listener.getsockname())
+    return connection
+
+
+def test_a_caller_that_does_not_read_its_answers_is_not_kept(narrow, monkeypatch):
+    monkeypatch.setattr("sdscratch.serving.connection.STALLED", 0.2)
+    with connect_narrowly(narrow) as connection:
+        connection.sendall(FEW * DESCRIBE)
+        wait_until(lambda: narrow.server_state.connections)
+        wait_until(lambda: not narrow.server_state.connections)
+
+
+def test_a_caller_that_reads_slowly_gets_all_its_answers(narrow, monkeypatch):
+    monkeypatch.setattr("sdscratch.serving.connection.STALLED", 0.5)
+    size = len(httpx.get(f"{narrow.address}/openapi.json").content)
+    with connect_narrowly(narrow) as connection:
+        connection.sendall(FEW * DESCRIBE)
+        got, begin = 0, time.monotonic()
+        while got < FEW * size:
+            part = connection.recv(65536)
+            assert part, f"hung up after {got} of {FEW * size} bytes"
+            got += len(part)
+            if time.monotonic() - begin < 1.5:
+                time.sleep(0.02)
+
+
+def test_more_connections_than_files_allow_are_told_so(tiny_run, monkeypatch):
+    monkeypatch.setattr("sdscratch.serving.server._open_files", lambda: 20)
+    engine = engine_of(tiny_run.path, tiny_run.path.parent)
+    with live(create_app(engine), engine) as server:
+        connections = [connect(server) for _ in range(10)]
+        with connect(server) as one_more:
+            assert all_until_closed(one_more).startswith(b"HTTP/1.1 503 ")
+        connections.pop().close()
+        wait_until(lambda: len(server.server_state.connections) == 9)
+        with connect(server) as again:
+            again.sendall(request_of(WISH))
+            assert one_answer(again).startswith(b"HTTP/1.1 200 ")
+        for connection in connections:
+            connection.close()
+
+
 # Never stopping
 
 
@@ -196,7 +258,7 @@ def test_a_body_that_is_too_large_is_read_to_its_end_and_then_answered(server, c
     """An answer before the end would be lost: the caller is still sending, and the connection would be reset."""
     size = 4 * 1024**2
     with connect(server) as connection:
-        head = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
+        head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\n"
         head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else f"Content-Length: {size}\r\n\r\n".encode()
         connection.sendall(head)
         part = b"x" * 65536
@@ -205,7 +267,7 @@ def test_a_body_that_is_too_large_is_read_to_its_end_and_then_answered(server, c
         if chunked:
             connection.sendall(b"0\r\n\r\n")
         assert one_answer(connection).startswith(b"HTTP/1.1 413 ")
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")  # on the same connection
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")  # on the same connection
         assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
 
 
@@ -217,7 +279,9 @@ def test_a_body_that_is_too_large_is_read_to_its_end_and_then_answered(server, c
 def test_what_is_no_http_is_sent_away(server, rubbish, caller):
     with connect(server) as connection:
         connection.sendall(rubbish + b"\r\n\r\n")
-        assert all_until_closed(connection).startswith(b"HTTP/1.1 4")
+        head, _, body = all_until_closed(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"default-src 'none'" in head
+    assert set(json.loads(body)) == {"error", "field", "hint"}
     assert caller.get("/health").status_code == 200
 
 
@@ -227,3 +291,19 @@ def test_a_header_without_end_is_cut_off(server, caller):
         for _ in range(1000):  # 64 MB, which is more than waits on the way
             connection.sendall(b"a" * 65536)
     assert caller.get("/health").status_code == 200
+
+
+def test_a_head_that_is_too_long_is_431_and_asks_nothing_of_the_app(server):
+    with connect(server) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"a" * 70_000 + b"\r\n\r\n")
+        assert one_answer(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_wish_to_speak_another_protocol_is_passed_over(server):
+    """As some callers add to every request; the answer is HTTP/1.1."""
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(
+                request_of(WISH, "Connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "HTTP2-Settings: AA")
+            )
+            assert one_answer(connection).startswith(b"HTTP/1.1 200 ")

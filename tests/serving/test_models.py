@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import client_of, engine_of, picture, same
+from serving import client_of, engine_of, picture, same, wait_until
 
 from sdscratch.errors import ConfigError
 from sdscratch.interop.diffusers_folder import UNET_WEIGHTS
@@ -99,3 +99,42 @@ def test_weights_that_there_are_not_are_refused_before_anything_is_loaded(tiny_r
     entry = Shelf(str(tiny_run.model_folder), runs).first
     with pytest.raises(ConfigError, match="weights=raw, but model has ema only"):
         Served(entry, "raw", "cpu")
+
+
+def test_a_model_that_is_gone_is_still_drawn_with_and_keeps_its_name(tiny_run, tmp_path, runs):
+    folder = shutil.copytree(tiny_run.model_folder, tmp_path / "mine")
+    with client_of(create_app(engine_of(folder, runs))) as client:
+        shutil.rmtree(folder)
+        assert current(client) == ["mine"] and str(tmp_path) not in client.get("/models").text
+        assert client.post("/generate", json=WISH).json()["model"] == "mine"
+        assert client.put("/models/current", json={"id": "mine"}).status_code == 409
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(runs, client):
+    (runs / "odd" / "state.json").mkdir(parents=True)
+    try:
+        assert "mini/p1" in {model["id"] for model in client.get("/models").json()}
+        assert client.put("/models/current", json={"id": "mini/p1"}).status_code == 200
+    finally:
+        shutil.rmtree(runs / "odd")
+
+
+def test_memory_that_does_not_suffice_for_another_model_leaves_the_old_one(client, monkeypatch):
+    def load(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("sdscratch.serving.models.TextToImage.from_pretrained", load)
+    assert client.put("/models/current", json={"id": "mini/p1"}).status_code == 409
+    assert current(client) == ["one"] and client.post("/generate", json=WISH).status_code == 200
+
+
+def test_who_waits_while_the_model_changes_is_drawn_for_or_told_why_not(client):
+    wishes = [{**WISH, "steps": 30, "weights": weights} for weights in ("ema", "raw") * 2]
+    with ThreadPoolExecutor(len(wishes)) as callers:
+        drawn = [callers.submit(client.post, "/generate", json=wish) for wish in wishes]
+        wait_until(lambda: client.get("/health").json()["queue"] == len(wishes))
+        assert client.put("/models/current", json={"id": "mini/p1"}).status_code == 200  # it has no raw weights
+        answers = [call.result().json() for call in drawn]
+    assert {answer.get("model") for answer in answers if "images" in answer} == {"one", "mini/p1"}
+    refused = [answer["error"] for answer in answers if "images" not in answer]
+    assert refused and set(refused) == {"weights: this model has no raw ones"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sdscratch.serving.runs import runs_router, thinned
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     """Two runs: `shapes`, which runs, and `shapes/vae`, done long ago; and beside them a file that is nobody's business."""
     root = tmp_path / "runs"
     for name, status, step in (("shapes", "running", 30), ("shapes/vae", "done", 900)):
@@ -34,7 +35,9 @@ def root(tmp_path: Path) -> Path:
         Image.new("RGB", (8, 8), (step, 0, 0)).save(folder / "ema.png")
     os.utime(root / "shapes" / "vae" / "state.json", (1, 1))
     (tmp_path / "secret.png").write_bytes(b"not for everybody")
-    return root
+    run.lock()
+    yield root
+    run.unlock()
 
 
 @pytest.fixture
@@ -100,3 +103,57 @@ def test_pictures_are_found_by_step_and_name(client, root):
 def test_what_is_not_there_and_tricks_with_paths_are_404(client, path):
     answer = client.get(path)
     assert answer.status_code == 404 and set(answer.json()) == {"error", "field", "hint"}
+
+
+def test_a_run_whose_process_was_killed_is_not_said_to_run(client, root):
+    RunFolder(root / "killed").set_state(status="running", stage="LatentDiffusion")
+    assert {view["name"]: view["status"] for view in client.get("/runs").json()}["killed"] == "stopped"
+
+
+def a_state_that_is_none(run: Path) -> None:
+    (run / "state.json").write_text('{"status": {}, "stage": "\\ud800", "max_steps": 1e400}')
+
+
+def a_state_that_is_a_folder(run: Path) -> None:
+    (run / "state.json").unlink()
+    (run / "state.json").mkdir()
+
+
+def metrics_that_are_a_folder(run: Path) -> None:
+    (run / "metrics.csv").mkdir()
+
+
+def a_picture_that_is_a_folder(run: Path) -> None:
+    (run / "samples" / "step_00000001" / "ema.png").mkdir(parents=True)
+
+
+def a_picture_that_is_gone(run: Path) -> None:
+    (run / "samples" / "step_00000001").mkdir(parents=True)
+    (run / "samples" / "step_00000001" / "ema.png").symlink_to("nowhere")
+
+
+def names_that_are_no_text(run: Path) -> None:
+    (run / "samples" / "step_00000001").mkdir(parents=True)
+    for name in ("samples/step_00000001/\udcff.png", "../\udcff"):
+        (run / name).mkdir()
+    (run / "../\udcff/state.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        a_state_that_is_none,
+        a_state_that_is_a_folder,
+        metrics_that_are_a_folder,
+        a_picture_that_is_a_folder,
+        a_picture_that_is_gone,
+        names_that_are_no_text,
+    ],
+)
+def test_a_damaged_run_hides_no_other_and_is_no_bug_of_ours(client, root, damage: Callable[[Path], None]):
+    RunFolder(root / "odd").set_state(step=1)
+    damage(root / "odd")
+    assert {"shapes", "shapes/vae", "odd"} == {view["name"] for view in client.get("/runs").json()}
+    for path in ("metrics", "samples", "samples/1/ema.png"):
+        answer = client.get(f"/runs/odd/{path}")
+        assert answer.status_code in (200, 404, 409) and str(root) not in answer.text, answer.text

@@ -328,6 +328,20 @@ def test_a_run_that_is_gone_is_said(two, capsys):
     assert "done (its run is gone)" in capsys.readouterr().out
 
 
+def test_a_phase_whose_process_was_killed_is_not_said_to_run(two, capsys):
+    entries = manifest()
+    entries["p4_faces"]["status"] = "running"
+    Path("curricula/mine/manifest.json").write_text(json.dumps({"phases": list(entries.values())}))
+    run = RunFolder("runs/mine/p4_faces")
+    run.set_state(status="running")
+    assert main(["curriculum", "status", "name=mine"]) == 0
+    assert "running (stopped)" in capsys.readouterr().out
+    run.lock()
+    assert main(["curriculum", "status", "name=mine"]) == 0
+    assert "running (" not in capsys.readouterr().out
+    run.unlock()
+
+
 # Refused
 
 
