@@ -21,9 +21,8 @@ from typing import IO, Any, BinaryIO
 from sdscratch.errors import CannotWriteError, RunFolderError
 
 LOCK = ".lock"
-FLOCK, KIND = (
-    ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
-)  # the struct of fcntl(2), and where in it l_type is
+# The struct of fcntl(2), and where in it l_type is.
+FLOCK, KIND = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
 HALF = re.compile(r"\..+\.(\d{1,7})\.(?:tmp|old)")  # with the number of the process that writes it
 
 
