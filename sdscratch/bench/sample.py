@@ -18,6 +18,7 @@ from sdscratch.pipeline import TextToImage
 
 OURS, PEER = "sdscratch", "StableDiffusionPipeline"
 STEPS = 4
+STEPS_PER_SECOND = "sampling steps per second, ours, batch 1"
 PROMPT = "a red circle on a blue background"
 
 
@@ -39,9 +40,9 @@ def bench_sample(network: UNet, setting: Setting) -> Findings:
         with setting.autocast():
             theirs(PROMPT, num_inference_steps=STEPS, guidance_scale=7.5, height=size, width=size)
 
-    laps = race({OURS: draw_ours, PEER: draw_theirs}, setting.rounds, setting.device, null=PEER)
+    laps = race({OURS: draw_ours, PEER: draw_theirs}, setting.rounds, setting.device, PEER, setting.until)
     compared = Comparison.of(f"sampling, {STEPS} steps", laps, OURS, PEER, goal=1.8 if setting.on_cuda else 1.1)
-    return Findings([compared], [Fact("sampling steps per second, ours, batch 1", STEPS / laps.of(OURS), "")])
+    return Findings([compared], [Fact(STEPS_PER_SECOND, STEPS / laps.of(OURS), "")])
 
 
 def _write(network: UNet, setting: Setting, folder: Path) -> None:
