@@ -49,8 +49,15 @@ def run_parts(
     """One part after the other. Of the time up to `until`, on time.perf_counter, each has its share of what those before it
     left; where less than half of the planned share is left, a part is not begun. What is left out is named.
 
-    network: makes a new one. rate: of a matrix product on this device, in TFLOP/s.
+    network: makes a new one, where torch makes new tensors. rate: of a matrix product on this device, in TFLOP/s.
     """
+
+    def on_device() -> UNet:
+        with setting.device:
+            return network()
+
+    with torch.device("meta"):
+        parameters = parameters_of(network())
     findings, second = Findings(), (until - time.perf_counter()) / sum(part.share for part in parts)
     name = setting.about()["machine"]["device"]
     for number, part in enumerate(parts):
@@ -68,9 +75,7 @@ def run_parts(
             until=time.perf_counter() + mine,
         )
         try:
-            built = network()
-            parameters = parameters_of(built)
-            found = MEASURES[part.what](built, here, rate)
+            found = MEASURES[part.what](on_device, here, rate)
             findings.add(bounded(found, here, name, parameters).titled(part.title))
         except torch.OutOfMemoryError:
             findings.not_measured.append(f"{part.what}, {part.title}: it does not fit into memory")
@@ -78,15 +83,16 @@ def run_parts(
     return findings
 
 
-def _steps(network: UNet, setting: Setting, rate: float | None) -> Findings:
+def _steps(network: Callable[[], UNet], setting: Setting, rate: float | None) -> Findings:
     """Ours alone."""
-    return Findings(facts=our_steps(network, setting).facts(network.config, setting, rate))
+    made = network()
+    return Findings(facts=our_steps(made, setting).facts(made.config, setting, rate))
 
 
-MEASURES: dict[str, Callable[[UNet, Setting, float | None], Findings]] = {
-    "train": bench_train,
+MEASURES: dict[str, Callable[[Callable[[], UNet], Setting, float | None], Findings]] = {
+    "train": lambda network, setting, rate: bench_train(network(), setting, rate),
     "steps": _steps,
     "capped": lambda network, setting, rate: bench_capped(network, setting),
     "encode": lambda network, setting, rate: bench_encode(setting),
-    "sample": lambda network, setting, rate: bench_sample(network, setting),
+    "sample": lambda network, setting, rate: bench_sample(network(), setting),
 }
