@@ -48,7 +48,7 @@ class Encoder:
     compiled_for: int = 0
 
     def compiled(self, batch_size: int, backend: str = "inductor") -> Encoder:
-        """The same, with the VAE compiled for so many pictures at once: the first of each size and dtype take a minute."""
+        """The same, with the VAE compiled for so many pictures at once, when it meets the first of a size."""
         compile_network(self.vae.encoder, "whole", backend=backend)
         return replace(self, compiled_for=batch_size)
 
@@ -71,7 +71,7 @@ class Encoder:
     def _moments(self, images: Tensor, flips: bool) -> Tensor:
         count, missing = len(images), max(0, self.compiled_for - len(images))
         images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-        images = images.to(self.vae.device).contiguous(memory_format=torch.channels_last)
+        images = images.to(self.vae.device).contiguous(memory_format=layout_on(self.vae.device))
         posteriors = [self.vae.encode(view).latent_dist for view in ([images, images.flip(-1)] if flips else [images])]
         return torch.stack([torch.stack([p.mean, p.logvar], dim=1) for p in posteriors], dim=1)[:count]
 
@@ -101,6 +101,11 @@ class Encoder:
             yield {"text.npy": file.getvalue()} if len(mine) else {}
 
 
+def layout_on(device: torch.device) -> torch.memory_format:
+    """Of pictures and kernels: channels last is faster on CPUs, and what tensor cores read. Nobody has tried it on mps."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def check_device(device: str, is_here: bool) -> None:
     """Raise ConfigError for what torch cannot compute on; is_here: on this machine, so that it can be asked."""
     if (found := re.fullmatch(r"cpu|mps|cuda(?::(\d{1,2}))?", str(device))) is None:
@@ -125,6 +130,6 @@ def load_encoder(vae: str, text: str | None, device: str, dtype: str, compile_fo
     text_encoder = None if text is None else load_text_encoder([], text)
     if text_encoder is not None:
         text_encoder.model.eval().to(device)
-    network = load_vae(vae).eval().to(device, memory_format=torch.channels_last)
+    network = load_vae(vae).eval().to(device, memory_format=layout_on(torch.device(device)))
     encoder = Encoder(network, text_encoder, dtype)
     return encoder.compiled(compile_for) if compile_for else encoder

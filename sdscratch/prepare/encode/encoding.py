@@ -29,7 +29,7 @@ from sdscratch.prepare.encode.source import Source
 from sdscratch.prepare.engine import Engine, check_engine, map_shards
 
 CHECKED = 8  # pictures
-WORTH_COMPILING = 20_000  # pictures, which take a GPU a minute or two, as compiling does
+WORTH_COMPILING = 20_000  # pictures: a minute or two at the rates that a GPU should have, which are not measured yet
 
 
 class Encoded(NamedTuple):
