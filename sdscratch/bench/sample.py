@@ -31,7 +31,7 @@ def bench_sample(network: UNet, setting: Setting) -> Findings:
         folder = Path(name) / "model"
         _write(network, setting, folder)
         ours = TextToImage.from_pretrained(folder, device=str(setting.device), dtype=dtype)
-        theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=dtype_of(dtype))
+        theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=dtype_of(dtype))
         theirs.to(setting.device)
     theirs.set_progress_bar_config(disable=True)
     compile_network(ours.unet, setting.compile)

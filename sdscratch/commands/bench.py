@@ -35,6 +35,7 @@ def run(cfg: DictConfig) -> None:
     """
     check_choice("what", cfg.what, (*SUBJECTS, "all"))
     check_whole("threads", cfg.threads)
+    quieten()
     import torch
 
     from sdscratch.bench.report import Findings
@@ -50,18 +51,23 @@ def run(cfg: DictConfig) -> None:
     conclude(findings, setting.about(), out, f"sdscratch bench {cfg.what}", cfg.strict)
 
 
-def preheated(findings: Findings, setting: Setting, seconds: float) -> float | None:
-    """The rate of a matrix product on a GPU, which is warm then; quiet libraries."""
+def quieten() -> None:
+    """What others say of what they would like to have installed."""
     import diffusers
     import transformers
 
-    from sdscratch.bench.report import Fact
-    from sdscratch.bench.setting import preheat
     from sdscratch.commands.quiet import quieten_libraries
 
     quieten_libraries()
-    transformers.utils.logging.set_verbosity_error()  # of what pipelines would like to have installed
+    transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.set_verbosity_error()
+
+
+def preheated(findings: Findings, setting: Setting, seconds: float) -> float | None:
+    """The rate of a matrix product on a GPU, which is warm then."""
+    from sdscratch.bench.report import Fact
+    from sdscratch.bench.setting import preheat
+
     if not setting.on_cuda:
         return None
     rate = preheat(setting.device, seconds)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
-from sdscratch.commands.bench import conclude, network_of, preheated, setting_of, writable
+from sdscratch.commands.bench import conclude, network_of, preheated, quieten, setting_of, writable
 from sdscratch.errors import ConfigError, check_number
 
 
@@ -24,6 +24,7 @@ def run(cfg: DictConfig) -> None:
     until = time.perf_counter() + 60 * cfg.minutes
     if not cfg.parts:
         raise ConfigError("parts is []: expected at least one thing to measure")
+    quieten()
 
     from sdscratch.bench.parts import Part, run_parts
     from sdscratch.bench.report import Findings
