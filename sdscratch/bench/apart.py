@@ -16,10 +16,12 @@ from sdscratch.bench.setting import Setting
 from sdscratch.bench.steps import OURS, WARM_UP, OurSteps, our_steps
 from sdscratch.bench.timing import AGAIN, Laps, turns
 from sdscratch.bench.train import PEER, comparisons
+from sdscratch.errors import LostRankError
 from sdscratch.models import UNet
 from sdscratch.prepare.engine import map_shards
 
 PROCESSES = 2  # of each contender: A B B A
+BYTES = 22  # per parameter, as measured: 20 of weights, gradients, moments and average, the rest of a small batch
 
 
 @dataclass
@@ -43,7 +45,13 @@ def bench_train_apart(
     alone = partial(step_alone, dict(config), some, torch.get_num_threads(), begin)
     ran: dict[str, list[Alone]] = {OURS: [], PEER: [], AGAIN.format(PEER): []}
     for name in turns([*ran], PROCESSES):
-        ran[name] += map_shards(alone, [name], workers=1)
+        try:
+            ran[name] += map_shards(alone, [name], workers=1)
+        except LostRankError as error:
+            needed = BYTES * parameters / 1e9
+            raise LostRankError(
+                f"the process of {name} was killed, most likely for want of memory: it takes some {needed:.0f} GB"
+            ) from error
     return joined(ran, config, parameters, setting)
 
 
