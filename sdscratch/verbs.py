@@ -288,9 +288,15 @@ will do, and any model folder, or run of stage=autoencoder.""",
         (
             "sdscratch bench train",
             "sdscratch bench unet rounds=20 strict=true",
-            "sdscratch bench all model=unet_sd1x batch_size=64 latent_size=64",
+            "sdscratch bench all model=unet_mid device=cpu",
         ),
         "[unet | train | loader | sample | encode | startup | all] [key=value ...]",
         named=("what",),
+    ),
+    "bench gpu": Verb(
+        "bench_gpu",
+        "bench_gpu",
+        "Measure all that is asked of one GPU, at the sizes that it is asked of, within 8 minutes and in one table.",
+        ("sdscratch bench gpu", "sdscratch bench gpu model=unet_sd1x_hd64 minutes=6 strict=true"),
     ),
 }

@@ -18,6 +18,18 @@ SMALLER = ("model.block_out_channels=[16, 16]", "model.attention_head_dim=2", "c
 """Overrides for tests to which it does not matter what is trained."""
 
 
+SMALLEST_UNET = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+}
+"""Of Stable Diffusion's kind, for tests that need one of each sort of block."""
+
+
 def compose_tiny(folder: Path, data: Path, *overrides: str) -> DictConfig:
     """Run in `folder`, with its scenes drawn into `data` unless they are there; at one thread."""
     from sdscratch.config import compose

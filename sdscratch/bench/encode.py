@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 
 from sdscratch.bench.report import Fact, Findings
@@ -11,6 +13,7 @@ from sdscratch.models import new_vae
 from sdscratch.prepare.encode.encoder import Encoder
 
 OURS, PEER = "sdscratch, in batches", "diffusers, one by one"
+PICTURES = "pictures encoded per second"
 WIDTHS = {"cpu": (32, 64, 128, 128), "cuda": (128, 256, 512, 512)}
 """Of the VAE: Stable Diffusion's on a GPU."""
 
@@ -28,7 +31,10 @@ def bench_encode(setting: Setting) -> Findings:
     vae.eval().requires_grad_(False).to(setting.device)
     side = 8 * setting.latent_size
     pictures = torch.rand(setting.batch_size, 3, side, side) * 2 - 1
-    encoder = Encoder(vae, None, "bfloat16" if setting.precision == "bf16-mixed" else "float32")
+    ours = deepcopy(vae).to(memory_format=torch.channels_last)
+    encoder = Encoder(ours, None, "bfloat16" if setting.precision == "bf16-mixed" else "float32")
+    if setting.compile != "no":
+        encoder = encoder.compiled(setting.batch_size)
 
     @torch.no_grad()
     def theirs() -> None:
@@ -36,6 +42,7 @@ def bench_encode(setting: Setting) -> Findings:
             with setting.autocast():
                 vae.encode(picture[None]).latent_dist.parameters.float().cpu()
 
-    laps = race({OURS: lambda: encoder.moments(pictures), PEER: theirs}, setting.rounds, setting.device, null=PEER)
+    contenders = {OURS: lambda: encoder.moments(pictures), PEER: theirs}
+    laps = race(contenders, setting.rounds, setting.device, PEER, setting.until)
     compared = Comparison.of("encoding", laps, OURS, PEER)
-    return Findings([compared], [Fact("pictures encoded per second", setting.batch_size / laps.of(OURS), "")])
+    return Findings([compared], [Fact(PICTURES, setting.batch_size / laps.of(OURS), "")])

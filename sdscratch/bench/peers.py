@@ -26,7 +26,8 @@ class DiffusersScript:
 
     def __init__(self, config: dict[str, Any], setting: Setting) -> None:
         self.setting = setting
-        self.unet = UNet2DConditionModel.from_config(config).to(setting.device)
+        with setting.device:  # where random weights of this number come at once
+            self.unet = UNet2DConditionModel.from_config(config)
         self.average = EMAModel(self.unet.parameters(), model_cls=UNet2DConditionModel, model_config=self.unet.config)
         self.average.to(setting.device)
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
@@ -94,7 +95,8 @@ def mosaicml_step(config: dict[str, Any], setting: Setting) -> Callable[[], None
     """A re-creation, not its code, of what mosaicml/diffusion does: float16 with a scaled loss, norms in float16 as Composer
     makes them, plain AdamW, NCHW, eager; latents and states given, no average, no clipping. Attention is torch's, no xFormers.
     """
-    unet = UNet2DConditionModel.from_config(config).to(setting.device)
+    with setting.device:
+        unet = UNet2DConditionModel.from_config(config)
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.forward = _in_half_precision(module)  # type: ignore[method-assign, assignment]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from sdscratch.bench.timing import Comparison
+from sdscratch.bench.timing import Comparison, Verdict
 from sdscratch.files import write_atomically, write_json
 
 JSON, PAGE, PICTURE = "bench.json", "bench.md", "bench.png"
@@ -18,12 +18,35 @@ JSON, PAGE, PICTURE = "bench.json", "bench.md", "bench.png"
 
 @dataclass(frozen=True)
 class Fact:
-    """A number beside which nobody ran. goal: how small it should be."""
+    """A number beside which nobody ran. goal: what it should be at most, or at least, where more is better; floor: what it
+    has to be.
+    """
 
     title: str
     value: float
     unit: str
     goal: float | None = None
+    floor: float | None = None
+    more_is_better: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """How many times as good as its floor."""
+        assert self.floor is not None
+        return self.value / self.floor if self.more_is_better else self.floor / max(self.value, 1e-9)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Of what has a floor."""
+        if self.floor is None:
+            return None
+        return "ok" if self.ratio >= 1 else "slower"
+
+    @property
+    def shortfall(self) -> str:
+        """What to say of it where it is slower."""
+        expected = f"at {'least' if self.more_is_better else 'most'} {self.floor}"
+        return f"{self.title}: {self.value:.4g} {self.unit}".rstrip() + f", expected {expected}"
 
 
 @dataclass
@@ -33,6 +56,14 @@ class Findings:
     comparisons: list[Comparison] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     not_measured: list[str] = field(default_factory=list)
+
+    def titled(self, title: str) -> Findings:
+        """The same, each under this title too."""
+        return Findings(
+            [replace(c, title=f"{c.title}, {title}") for c in self.comparisons],
+            [replace(fact, title=f"{fact.title}, {title}") for fact in self.facts],
+            [f"{what}, {title}" for what in self.not_measured],
+        )
 
     def add(self, other: Findings) -> None:
         """Those of another benchmark."""
@@ -51,7 +82,7 @@ def write_report(folder: Path, command: str, about: dict[str, Any], findings: Fi
             "command": command,
             "about": about,
             "comparisons": compared,
-            "facts": [asdict(fact) for fact in findings.facts],
+            "facts": [{**asdict(fact), "verdict": fact.verdict} for fact in findings.facts],
             "not_measured": findings.not_measured,
         },
     )
@@ -79,8 +110,7 @@ def page(command: str, about: dict[str, Any], findings: Findings) -> str:
             "",
         ]
     if findings.facts:
-        lines += ["| | | at most |", "|---|---|---|"]
-        lines += [f"| {f.title} | {f.value:.4g} {f.unit} | {_or_dash(f.goal)} |" for f in findings.facts] + [""]
+        lines += ["| | | floor | goal | verdict |", "|---|---|---|---|---|", *map(_fact_row, findings.facts), ""]
     lines += [f"Not measured: {what}." for what in findings.not_measured]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -88,6 +118,12 @@ def page(command: str, about: dict[str, Any], findings: Findings) -> str:
 def _row(c: Comparison) -> str:
     cells = [c.title, c.peer, f"**{c.ratio:.3f}**", f"{c.p10:.3f} to {c.p90:.3f}", f"{c.null:.3f}"]
     return f"| {' | '.join([*cells, _or_dash(c.floor), _or_dash(c.goal), c.verdict])} |"
+
+
+def _fact_row(f: Fact) -> str:
+    sign = "at least" if f.more_is_better else "at most"
+    bounds = ["-" if bound is None else f"{sign} {bound:g}" for bound in (f.floor, f.goal)]
+    return f"| {' | '.join([f.title, f'{f.value:.4g} {f.unit}'.strip(), *bounds, f.verdict or '-'])} |"
 
 
 def _or_dash(number: float | None) -> str:

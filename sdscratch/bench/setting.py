@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -23,7 +25,8 @@ PREHEATED_MATRIX = 8192  # its product takes a millisecond on a large GPU
 class Setting:
     """batch_size: pictures per step. latent_size: height and width of latents, an eighth of the pictures'.
 
-    rounds: turns of each contender. compile, channels_last: of our network; peers are as they come.
+    rounds: turns of each contender; until: the end of them, on time.perf_counter, be there two. compile, channels_last,
+    memory_budget (see LatentDiffusion): of our network; peers are as they come.
     """
 
     device: torch.device
@@ -33,6 +36,8 @@ class Setting:
     precision: Precision = "32-true"
     channels_last: bool = False
     compile: HowToCompile = "no"
+    memory_budget: float = 1.0
+    until: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "latent_size", "rounds"):
@@ -71,7 +76,8 @@ class Setting:
         """Plain JSON: these settings, and the machine."""
         name = torch.cuda.get_device_name(self.device) if self.on_cuda else _processor()
         machine = {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        return {**asdict(self), "device": str(self.device), "machine": machine | {"python": platform.python_version()}}
+        settings = {name: value for name, value in asdict(self).items() if name != "until"}
+        return {**settings, "device": str(self.device), "machine": machine | {"python": platform.python_version()}}
 
 
 def preheat(device: torch.device, seconds: float) -> float:
@@ -87,6 +93,14 @@ def preheat(device: torch.device, seconds: float) -> float:
         rates.append(50 * 2 * size**3 / (time.perf_counter() - before) / 1e12)
     last = rates[-max(1, len(rates) // 4) :]
     return sum(last) / len(last)
+
+
+def forget(device: torch.device) -> None:
+    """What was compiled, of which torch keeps only so much, and the memory of what is gone."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _processor() -> str:

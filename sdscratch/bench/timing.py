@@ -6,6 +6,7 @@ has to offer. On a GPU its events count, of which the median does, because a war
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ import torch
 
 NULL_TOLERANCE = 0.03
 """Twice the same may differ by so much; beyond that the machine was too restless to tell anything."""
+
+LEAST_ROUNDS = 2
+"""Forwards and backwards."""
 
 AGAIN = "{}, again"
 """What the second turn of the same contender is called."""
@@ -68,19 +72,29 @@ class Laps:
         return tenths[0], median(ratios), tenths[-1]
 
 
-def turns(names: list[str], rounds: int) -> Iterator[str]:
-    """Each of them once per round, in the order given, then in reverse, and so on: A B B A."""
+def turns(names: list[str], rounds: int, until: float = math.inf) -> Iterator[str]:
+    """Each of them once per round, in the order given, then in reverse, and so on: A B B A.
+
+    until: on time.perf_counter; when it has come, no further round begins, but that there are two.
+    """
     for number in range(rounds):
+        if number >= LEAST_ROUNDS and time.perf_counter() > until:
+            return
         yield from names if number % 2 == 0 else reversed(names)
 
 
-def race(contenders: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, null: str) -> Laps:
-    """Let them take turns, after one each that does not count. `null` runs twice as often, as if there were two of it."""
+def race(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, null: str, until: float = math.inf
+) -> Laps:
+    """Let them take turns, after one each that does not count. `null` runs twice as often, as if there were two of it.
+
+    until: see `turns`.
+    """
     everyone = {**contenders, AGAIN.format(null): contenders[null]}
     for contender in contenders.values():
         contender()
     laps = Laps(device)
-    for name in turns(list(everyone), rounds):
+    for name in turns(list(everyone), rounds, until):
         with laps.lap(name):
             everyone[name]()
     return laps
@@ -140,3 +154,8 @@ class Comparison:
         if abs(self.null - 1) > NULL_TOLERANCE:
             return "inconclusive"
         return "slower" if self.floor is not None and self.ratio < self.floor else "ok"
+
+    @property
+    def shortfall(self) -> str:
+        """What to say of it where it is slower."""
+        return f"{self.title}: {self.ratio:.3f} times as fast as {self.peer}, expected at least {self.floor}"

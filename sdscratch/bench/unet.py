@@ -31,7 +31,7 @@ def bench_unet(network: UNet, setting: Setting) -> Findings:
         OURS: _step(ours, lambda: ours(in_layout, timesteps, states), setting.autocast),
         PEER: _step(theirs, lambda: theirs(latents, timesteps, states).sample, setting.autocast),
     }
-    laps = race(contenders, setting.rounds, setting.device, null=PEER)
+    laps = race(contenders, setting.rounds, setting.device, PEER, setting.until)
     floor, goal = (1.4, 1.6) if setting.on_cuda else (0.97, 1.05)
     compared = Comparison.of("UNet, forward and backward", laps, OURS, PEER, floor, goal)
     return Findings([compared], list(_counted(ours.config, setting)))

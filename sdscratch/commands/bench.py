@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -35,41 +35,70 @@ def run(cfg: DictConfig) -> None:
     """
     check_choice("what", cfg.what, (*SUBJECTS, "all"))
     check_whole("threads", cfg.threads)
-    import diffusers
+    quieten()
     import torch
-    import transformers
 
-    from sdscratch.bench.report import PAGE, Fact, Findings, write_report
-    from sdscratch.bench.setting import preheat
-    from sdscratch.commands.quiet import quieten_libraries
+    from sdscratch.bench.report import Findings
 
-    quieten_libraries()
-    transformers.utils.logging.set_verbosity_error()  # of what pipelines would like to have installed
-    diffusers.utils.logging.set_verbosity_error()
+    setting = setting_of(cfg, cfg.batch_size, cfg.latent_size)
     torch.set_num_threads(cfg.threads)
-    setting = _setting(cfg)
-    findings, rate = Findings(), None
-    out = _writable(Path(cfg.out or f"experiments/bench-{cfg.what}"))
-    if setting.on_cuda:
-        rate = preheat(setting.device, cfg.preheat)
-        findings.facts.append(Fact("matrix product, bfloat16", rate, "TFLOP/s"))
+    findings, out = Findings(), writable(cfg.out or f"experiments/bench-{cfg.what}")
+    rate = preheated(findings, setting, cfg.preheat)
     trace = out / "trace.json" if cfg.trace else None
     for name in SUBJECTS if cfg.what == "all" else [cfg.what]:
         say(f"{name} ...")
         findings.add(_benchmark(name, cfg, setting, rate, trace)())
-    write_report(out, _command(cfg), setting.about(), findings)
+    conclude(findings, setting.about(), out, f"sdscratch bench {cfg.what}", cfg.strict)
+
+
+def quieten() -> None:
+    """What others say of what they would like to have installed."""
+    import diffusers
+    import transformers
+
+    from sdscratch.commands.quiet import quieten_libraries
+
+    quieten_libraries()
+    transformers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity_error()
+
+
+def preheated(findings: Findings, setting: Setting, seconds: float) -> float | None:
+    """The rate of a matrix product on a GPU, which is warm then."""
+    from sdscratch.bench.report import Fact
+    from sdscratch.bench.setting import preheat
+
+    if not setting.on_cuda:
+        return None
+    rate = preheat(setting.device, seconds)
+    findings.facts.append(Fact("matrix product, bfloat16", rate, "TFLOP/s"))
+    return rate
+
+
+def conclude(findings: Findings, about: dict[str, Any], out: Path, command: str, strict: bool) -> None:
+    """Write it down and say it; last, the worst of all verdicts, and the ratio that it is about.
+
+    about: settings and machine. command: where it was not called from a command line. Raises SlowerError where something is
+    below its floor, if strict.
+    """
+    from sdscratch.bench.report import PAGE, write_report
+
+    write_report(out, _command(command), about, findings)
     for c in findings.comparisons:
         say(
             f"{c.title}: {c.ratio:.3f} times as fast as {c.peer} ({c.p10:.3f} to {c.p90:.3f}; null {c.null:.3f}): {c.verdict}"
         )
     for fact in findings.facts:
-        say(f"{fact.title}: {fact.value:.4g} {fact.unit}")
+        say(f"{fact.title}: {fact.value:.4g} {fact.unit}{'' if fact.verdict is None else f': {fact.verdict}'}")
+    for what in findings.not_measured:
+        say(f"not measured: {what}")
     print(out / PAGE)
-    _conclude(findings, cfg.strict)
+    _say_verdict(findings, strict)
 
 
-def _writable(out: Path) -> Path:
-    """Found out before anything is measured."""
+def writable(name: str) -> Path:
+    """A folder; what it cannot be, is found out before anything is measured."""
+    out = Path(name)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,7 +108,8 @@ def _writable(out: Path) -> Path:
     return out
 
 
-def _network(cfg: DictConfig) -> UNet:
+def network_of(cfg: DictConfig) -> UNet:
+    """The one that is configured. Raises ConfigError where diffusers has none like it."""
     network = build(cfg.model)
     if network.config["_class_name"] != "UNet2DConditionModel":
         raise ConfigError(
@@ -89,27 +119,27 @@ def _network(cfg: DictConfig) -> UNet:
     return network
 
 
-def _command(cfg: DictConfig) -> str:
+def _command(otherwise: str) -> str:
     """Without where the results go, which they do not depend on."""
     if sys.argv[1:2] != ["bench"]:
-        return f"sdscratch bench {cfg.what}"
+        return otherwise
     return shlex.join(["sdscratch", *(word for word in sys.argv[1:] if not word.startswith("out="))])
 
 
-def _conclude(findings: Findings, strict: bool) -> None:
-    """The worst of all verdicts, and the ratio that it is about."""
-    if not findings.comparisons:
+def _say_verdict(findings: Findings, strict: bool) -> None:
+    judged = [(c.verdict, c.ratio, c.shortfall) for c in findings.comparisons]
+    judged += [(fact.verdict, fact.ratio, fact.shortfall) for fact in findings.facts if fact.verdict is not None]
+    if not judged:
         return
     order = ("slower", "inconclusive", "ok")
-    worst = min(findings.comparisons, key=lambda c: (order.index(c.verdict), c.ratio))
-    print(f"verdict: {worst.verdict} ratio={worst.ratio:.3f}")
-    if strict and worst.verdict == "slower":
-        raise SlowerError(
-            f"{worst.title}: {worst.ratio:.3f} times as fast as {worst.peer}, expected at least {worst.floor:g}"
-        )
+    verdict, ratio, shortfall = min(judged, key=lambda found: (order.index(found[0]), found[1]))
+    print(f"verdict: {verdict} ratio={ratio:.3f}")
+    if strict and verdict == "slower":
+        raise SlowerError(shortfall)
 
 
-def _setting(cfg: DictConfig) -> Setting:
+def setting_of(cfg: DictConfig, batch_size: int, latent_size: int) -> Setting:
+    """What the configuration says, and the device where it does not."""
     import torch
 
     from sdscratch.bench.setting import Setting
@@ -121,8 +151,8 @@ def _setting(cfg: DictConfig) -> Setting:
     on_cuda = device.type == "cuda"
     return Setting(
         device,
-        cfg.batch_size,
-        cfg.latent_size,
+        batch_size,
+        latent_size,
         cfg.rounds,
         precision=cfg.precision or ("bf16-mixed" if on_cuda else "32-true"),
         channels_last=on_cuda if cfg.channels_last is None else cfg.channels_last,
@@ -137,14 +167,31 @@ def _benchmark(
     from sdscratch.bench.loader import bench_loader
     from sdscratch.bench.sample import bench_sample
     from sdscratch.bench.startup import bench_startup
-    from sdscratch.bench.train import bench_train
     from sdscratch.bench.unet import bench_unet
 
     return {
-        "unet": lambda: bench_unet(_network(cfg), setting),
-        "train": lambda: bench_train(_network(cfg), setting, rate, trace),
+        "unet": lambda: bench_unet(network_of(cfg), setting),
+        "train": lambda: _train(cfg, setting, rate, trace),
         "loader": lambda: bench_loader(setting),
-        "sample": lambda: bench_sample(_network(cfg), setting),
+        "sample": lambda: bench_sample(network_of(cfg), setting),
         "encode": lambda: bench_encode(setting),
         "startup": lambda: bench_startup(setting),
     }[name]
+
+
+def _train(cfg: DictConfig, setting: Setting, rate: float | None, trace: Path | None) -> Findings:
+    import torch
+
+    from sdscratch.bench.apart import bench_train_apart
+    from sdscratch.bench.train import LARGE, bench_train, parameters_of
+    from sdscratch.commands.quiet import quieten_libraries
+
+    with torch.device("meta"):  # which takes no memory
+        network = network_of(cfg)
+    if not setting.on_cuda and parameters_of(network) > LARGE:
+        if trace is not None:
+            raise ConfigError(
+                "trace=true: networks of this size step in processes of their own on a CPU, which leave none"
+            )
+        return bench_train_apart(network.config, parameters_of(network), setting, quieten_libraries)
+    return bench_train(network_of(cfg), setting, rate, trace)

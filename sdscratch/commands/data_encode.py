@@ -28,6 +28,7 @@ def run(cfg: DictConfig) -> None:
         threads=cfg.threads,
         device=device,
         dtype=cfg.dtype or ("bfloat16" if device == "cuda" else "float32"),
+        compile=cfg.compile,
     )
     with progress_bar("encoding") as progress:
         manifest, quality = encoding.run(cfg.engine, cfg.workers, progress)

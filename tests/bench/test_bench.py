@@ -6,28 +6,22 @@ import json
 
 import pytest
 import torch
+from tiny import SMALLEST_UNET
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdscratch.bench.apart import joined, step_alone
 from sdscratch.bench.peers import DiffusersScript, mosaicml_step
 from sdscratch.bench.report import JSON, PAGE, PICTURE, Findings, write_report
 from sdscratch.bench.setting import Setting
-from sdscratch.bench.timing import Comparison, Laps, race, turns
-from sdscratch.bench.train import OURS, PEER, bench_train
-from sdscratch.commands.bench import SlowerError, _conclude, run
+from sdscratch.bench.steps import IMAGES, OURS
+from sdscratch.bench.timing import AGAIN, Comparison, Laps, race, turns
+from sdscratch.bench.train import LARGE, PEER, bench_train
+from sdscratch.commands.bench import SlowerError, _say_verdict, run
 from sdscratch.config import compose
 from sdscratch.errors import CannotWriteError, ConfigError
 from sdscratch.models import UNet
 
 CPU = torch.device("cpu")
-TINY = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 2,
-}
 
 
 def compared(ours: float, again: float = 1.0, floor: float | None = 0.97) -> Comparison:
@@ -61,21 +55,21 @@ def test_everyone_has_as_many_turns_and_one_has_two_names():
 )
 def test_the_last_line_is_the_worst_verdict(ours, again, line, capsys):
     findings = Findings([compared(0.5), compared(ours, again)])
-    _conclude(findings, strict=False)
+    _say_verdict(findings, strict=False)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"verdict: {line}")
 
 
 def test_strict_makes_an_error_of_what_is_below_its_floor_only():
     with pytest.raises(SlowerError, match="0.800 times as fast as peer, expected at least 0.97") as error:
-        _conclude(Findings([compared(1.25)]), strict=True)
+        _say_verdict(Findings([compared(1.25)]), strict=True)
     assert error.value.exit_code == 1
-    _conclude(Findings([compared(1.25, again=2), compared(0.9)]), strict=True)
+    _say_verdict(Findings([compared(1.25, again=2), compared(0.9)]), strict=True)
 
 
 def test_whole_steps_of_ours_are_timed_in_turns_with_the_others_and_told_in_three_files(tmp_path):
     torch.manual_seed(0)
     setting = Setting(CPU, batch_size=2, latent_size=8, rounds=3)
-    findings = bench_train(UNet(**TINY), setting)
+    findings = bench_train(UNet(**SMALLEST_UNET), setting)
     (step,) = findings.comparisons
     assert (step.ours, step.peer) == (OURS, PEER) and step.floor == 1.05
     assert min(step.seconds.values()) > 0.001, "a turn of ours is a step, not a pause between two"
@@ -89,17 +83,30 @@ def test_whole_steps_of_ours_are_timed_in_turns_with_the_others_and_told_in_thre
     assert (tmp_path / PICTURE).stat().st_size > 1000
 
 
+def test_contenders_that_are_alone_in_their_processes_are_joined_into_one_comparison():
+    """Here in one process, one after the other: a process takes seconds to begin."""
+    setting, config = Setting(CPU, batch_size=2, latent_size=8, rounds=2), dict(UNet(**SMALLEST_UNET).config)
+    ran = {name: [step_alone(config, setting, 1, None, name)] * 2 for name in (OURS, PEER, AGAIN.format(PEER))}
+    findings = joined(ran, config, LARGE + 1, setting)
+    (step,) = findings.comparisons
+    assert (step.ours, step.peer, step.floor, step.goal) == (OURS, PEER, 1.12, 1.20)
+    assert set(step.seconds) == set(ran) and 0.1 < step.ratio < 10 and 0.1 < step.null < 10
+    facts = {fact.title: fact.value for fact in findings.facts}
+    assert facts[IMAGES] == pytest.approx(2 / step.seconds[OURS])
+    assert all(0.1 < facts[f"memory of the process, {name}"] < 10 for name in ran), "in GB"
+
+
 def test_the_steps_that_only_a_gpu_is_asked_for_run():
     setting = Setting(CPU, batch_size=1, latent_size=8, rounds=1)
-    script = DiffusersScript(dict(UNet(**{**TINY, "cross_attention_dim": 768}).config), setting)
+    script = DiffusersScript(dict(UNet(**{**SMALLEST_UNET, "cross_attention_dim": 768}).config), setting)
     before = [weight.clone() for weight in script.unet.parameters()]
     script.step_on_line()
     assert not all(torch.equal(old, new) for old, new in zip(before, script.unet.parameters(), strict=True))
-    step = mosaicml_step(dict(UNet(**TINY).config), setting)
+    step = mosaicml_step(dict(UNet(**SMALLEST_UNET).config), setting)
     with FlopCounterMode(display=False) as work:
         step()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        UNet(**TINY)(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 16))
+        UNet(**SMALLEST_UNET)(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 77, 16))
     assert work.get_total_flops() > 2.5 * forward.get_total_flops()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import SMALLEST_UNET
 from torch import distributed as dist
 from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
@@ -12,16 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from sdscratch.models import UNet
 from sdscratch.models.blocks import Text, TransformerBlock
 from sdscratch.models.regions import REGIONS, compile_network
-
-SMALL = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +28,14 @@ def forgotten():
 
 def answer_and_gradients(unet: UNet) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    latents, states = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 7, 12)))
+    latents, states = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 7, 16)))
     answer = unet(latents, torch.tensor([3, 700]), states)
     return [answer, *torch.autograd.grad(answer.square().sum(), list(unet.parameters()))]
 
 
 def test_blocks_that_repeat_share_a_graph_which_nothing_breaks_and_answer_as_before():
     torch.manual_seed(0)
-    unet = UNet(**SMALL)
+    unet = UNet(**SMALLEST_UNET)
     names, expected = list(unet.state_dict()), answer_and_gradients(unet)
     compile_network(unet, "regions", backend="eager")
     for found, right in zip(answer_and_gradients(unet), expected, strict=True):
@@ -56,7 +47,7 @@ def test_blocks_that_repeat_share_a_graph_which_nothing_breaks_and_answer_as_bef
 
 
 def test_blocks_take_a_text_that_was_read_before_without_a_break():
-    unet, states = UNet(**SMALL), torch.randn(2, 7, 12)
+    unet, states = UNet(**SMALLEST_UNET), torch.randn(2, 7, 12)
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():
         expected = unet(latents, timesteps, states)

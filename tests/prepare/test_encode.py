@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from sdscratch.data.captions import captions_of
 from sdscratch.data.images import preprocess
@@ -22,6 +23,7 @@ from sdscratch.errors import CannotWriteError, ConfigError, DataError
 from sdscratch.interop.diffusers_folder import save_model_folder
 from sdscratch.models import new_clip, new_vae
 from sdscratch.models.encoders import fingerprint, load_text_encoder, load_vae
+from sdscratch.prepare.encode.encoder import Encoder
 from sdscratch.prepare.encode.encoding import Encoding
 
 VAE = {
@@ -300,3 +302,32 @@ def test_folders_that_do_not_fit_are_refused(encoding, source, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CannotWriteError):
         encoding("file/out").run()
+
+
+def test_a_cpu_takes_few_large_pictures_at_once_and_many_small_ones(vae):
+    encoder = Encoder(vae, None, "float32")
+    sizes = list[tuple[int, ...]]()
+    hook = vae.encoder.register_forward_pre_hook(lambda network, inputs: sizes.append(tuple(inputs[0].shape)))
+    for side in (16, 128, 256):
+        assert encoder.moments(torch.zeros(3, 3, side, side)).shape == (3, 1, 2, 4, side // 4, side // 4)
+    hook.remove()
+    assert sizes == [(3, 3, 16, 16), (2, 3, 128, 128), (1, 3, 128, 128), *[(1, 3, 256, 256)] * 3]
+
+
+def test_a_compiled_vae_says_the_same_of_every_batch_and_is_compiled_once(model, vae):
+    images = torch.stack([preprocess(picture(n), 16) for n in range(7)])
+    expected = Encoder(vae, None, "float32").moments(images, flips=True)
+    torch._dynamo.reset()
+    counters.clear()
+    encoder = Encoder(load_vae(str(model)).eval(), None, "float32").compiled(4, backend="eager")
+    for some in (images, images[:3], images[:1]):
+        torch.testing.assert_close(encoder.moments(some, flips=True), expected[: len(some)], rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert encoder.quality(images).error == pytest.approx(0, abs=1e-5)
+    torch._dynamo.reset()
+
+
+def test_it_is_compiled_where_there_is_a_gpu_and_enough_to_do(encoding):
+    assert [encoding(device=device)._compiles(20_000) for device in ("cpu", "cuda", "cuda:1")] == [False, True, True]
+    assert not encoding(device="cuda")._compiles(19_999) and not encoding(device="cuda", compile="no")._compiles(10**9)
+    assert encoding(compile="yes")._compiles(1)

@@ -29,6 +29,7 @@ from sdscratch.prepare.encode.source import Source
 from sdscratch.prepare.engine import Engine, check_engine, map_shards
 
 CHECKED = 8  # pictures
+WORTH_COMPILING = 20_000  # pictures: a minute or two at the rates that a GPU should have, which are not measured yet
 
 
 class Encoded(NamedTuple):
@@ -53,7 +54,8 @@ class Encoding:
     source, out: folders of shards. vae, text: folders or hub ids; without a text encoder captions are encoded in training.
     resolution: pixels of the square that is cut from each picture's centre. flips: encode the mirrored pictures too.
     on_bad: a picture that cannot be decoded stops everything ("fail"), or is left out and named ("quarantine").
-    batch_size: pictures at once. threads: that read and decode. device, dtype: where and in what the VAE computes.
+    batch_size: pictures at once. threads: that read and decode. device, dtype: where and in what the VAE computes. compile: the
+    VAE; auto: on CUDA, where there are so many pictures that it pays.
     """
 
     source: Path
@@ -67,10 +69,12 @@ class Encoding:
     threads: int = 2
     device: str = "cpu"
     dtype: str = "float32"
+    compile: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
         check_choice("on_bad", self.on_bad, ("fail", "quarantine"))
         check_choice("dtype", self.dtype, tuple(DTYPES))
+        check_choice("compile", self.compile, ("auto", "yes", "no"))
         check_whole("batch_size", self.batch_size)
         check_whole("threads", self.threads)
 
@@ -120,13 +124,20 @@ class Encoding:
 
     def _encode_shard(self, target: ShardFolder, fingerprint: str, checked: list[str], name: str) -> Encoded:
         """Write the shard of that name. fingerprint: of the source. checked: shards of which the quality is measured."""
-        encoder = load_encoder(self.vae, self.text, self.device, self.dtype)
         source = Source.as_it_was(self.source, fingerprint)
+        compile_for = self.batch_size if self._compiles(len(source.index)) else 0
+        encoder = load_encoder(self.vae, self.text, self.device, self.dtype, compile_for)
         source.check(name)
         samples = source.samples[name]
         quality = self._quality(encoder, source.index, samples[:CHECKED]) if name in checked else None
         target.write(name, self._encode(encoder, source.index, samples))
         return Encoded(len(samples), quality)
+
+    def _compiles(self, pictures: int) -> bool:
+        """By all pictures of the source, so that a job that goes on does as it did."""
+        if self.compile == "auto":
+            return self.device.startswith("cuda") and pictures >= WORTH_COMPILING
+        return self.compile == "yes"
 
     def _encode(self, encoder: Encoder, source: ShardIndex, samples: range) -> Iterator[Sample | Dropped]:
         read = map_ahead(partial(self._read, source), samples, self.threads, ahead=2 * self.batch_size)
