@@ -47,7 +47,7 @@ def test_blocks_that_repeat_share_a_graph_which_nothing_breaks_and_answer_as_bef
 
 
 def test_blocks_take_a_text_that_was_read_before_without_a_break():
-    unet, states = UNet(**SMALLEST_UNET), torch.randn(2, 7, 12)
+    unet, states = UNet(**SMALLEST_UNET), torch.randn(2, 7, SMALLEST_UNET["cross_attention_dim"])
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():
         expected = unet(latents, timesteps, states)
@@ -63,7 +63,10 @@ def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
         torch._dynamo.reset()
         torch.manual_seed(0)
         block = TransformerBlock(16, 2, 12)
-        tokens, text = torch.randn(2, 64, 16, requires_grad=True), torch.randn(2, 7, 12)
+        tokens, text = (
+            torch.randn(2, 64, 16, requires_grad=True),
+            torch.randn(2, 7, SMALLEST_UNET["cross_attention_dim"]),
+        )
         compile_network(block, "whole", budget, backend="aot_eager_decomp_partition")
         sizes: list[int] = []
         with saved_tensors_hooks(lambda x, sizes=sizes: (sizes.append(x.nbytes), x)[1], lambda x: x):
