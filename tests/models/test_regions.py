@@ -63,10 +63,7 @@ def test_a_smaller_budget_keeps_less_and_changes_no_gradient():
         torch._dynamo.reset()
         torch.manual_seed(0)
         block = TransformerBlock(16, 2, 12)
-        tokens, text = (
-            torch.randn(2, 64, 16, requires_grad=True),
-            torch.randn(2, 7, 12),
-        )
+        tokens, text = torch.randn(2, 64, 16, requires_grad=True), torch.randn(2, 7, 12)
         compile_network(block, "whole", budget, backend="aot_eager_decomp_partition")
         sizes: list[int] = []
         with saved_tensors_hooks(lambda x, sizes=sizes: (sizes.append(x.nbytes), x)[1], lambda x: x):
@@ -84,7 +81,8 @@ def test_on_several_devices_a_region_stays_in_one_piece_and_the_whole_is_cut_whe
     try:
         block = TransformerBlock(160, 2, 12)  # 1.6 MB
         compile_network(block, how, backend="aot_eager")
-        answer = DistributedDataParallel(block, bucket_cap_mb=1)(torch.randn(1, 4, 160), torch.randn(1, 7, 12))
+        text = Text(torch.randn(1, 7, 12))
+        answer = DistributedDataParallel(block, bucket_cap_mb=1)(torch.randn(1, 4, 160), text)
         assert counters["aot_autograd"]["total"] == pieces and answer.shape == (1, 4, 160)
     finally:
         dist.destroy_process_group()
