@@ -98,6 +98,10 @@ class Text(NamedTuple):
         mask = F.pad(states.new_zeros(1, states.shape[1]), (0, filling), value=-math.inf)
         return cls(F.pad(states, (0, 0, 0, filling)), mask)
 
+    def only(self, attention: Attention) -> Text:
+        """What this attention needs of it. Given all of `read`, no two blocks would share what was compiled."""
+        return self if self.read is None else self._replace(read={attention: self.read[attention]})
+
 
 class Attention(nn.Module):
     """Multi-head attention: every token (B, N, channels) gathers from the text, or without one from all the tokens."""
@@ -229,7 +233,7 @@ class SpatialTransformer(nn.Module):
         normed = self.norm(hidden_states)
         tokens = self.proj_in(to_tokens(normed)) if linear else to_tokens(self.proj_in(normed))
         for block in self.transformer_blocks:
-            tokens = block(tokens, text)
+            tokens = block(tokens, text.only(block.attn2))
         update = to_map(self.proj_out(tokens), size) if linear else self.proj_out(to_map(tokens, size))
         return hidden_states + update
 

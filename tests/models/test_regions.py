@@ -46,7 +46,7 @@ def test_blocks_that_repeat_share_a_graph_which_nothing_breaks_and_answer_as_bef
     assert not counters["graph_break"]
 
 
-def test_blocks_take_a_text_that_was_read_before_without_a_break():
+def test_blocks_that_take_a_text_that_was_read_before_share_a_graph_too_which_nothing_breaks():
     unet, states = UNet(**SMALLEST_UNET), torch.randn(2, 7, SMALLEST_UNET["cross_attention_dim"])
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():
@@ -54,6 +54,7 @@ def test_blocks_take_a_text_that_was_read_before_without_a_break():
         compile_network(unet, "regions", backend="eager")
         for _ in range(2):
             torch.testing.assert_close(unet(latents, timesteps, unet.read(states)), expected)
+    assert counters["stats"]["unique_graphs"] == 9
     assert not counters["graph_break"]
 
 
