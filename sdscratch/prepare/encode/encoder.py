@@ -70,7 +70,8 @@ class Encoder:
 
     def _moments(self, images: Tensor, flips: bool) -> Tensor:
         count, missing = len(images), max(0, self.compiled_for - len(images))
-        images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        if missing:
+            images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
         images = images.to(self.vae.device).contiguous(memory_format=layout_on(self.vae.device))
         posteriors = [self.vae.encode(view).latent_dist for view in ([images, images.flip(-1)] if flips else [images])]
         return torch.stack([torch.stack([p.mean, p.logvar], dim=1) for p in posteriors], dim=1)[:count]
