@@ -28,11 +28,11 @@ def bench_capped(network: Callable[[], UNet], setting: Setting) -> Findings:
     try:
         if setting.on_cuda:
             whole = torch.cuda.get_device_properties(setting.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / whole), setting.device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / whole), setting.device.index)
         capped = our_steps(network(), setting).laps.of(OURS)
     except torch.OutOfMemoryError:
         return Findings(facts=[Fact(FITS, 0, "")])
     finally:
         if setting.on_cuda:
-            torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+            torch.cuda.set_per_process_memory_fraction(1.0, setting.device.index)
     return Findings(facts=[Fact(FITS, 1, ""), Fact(SLOWDOWN, capped / free - 1, "")])
