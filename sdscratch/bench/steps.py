@@ -29,7 +29,7 @@ from sdscratch.pipeline import SamplingDefaults
 from sdscratch.training import LatentDiffusion, WarmupConstant
 
 OURS = "sdscratch"
-WARM_UP = 2  # the first turn only fetches
+WARM_UP = 2  # batches, for one step: Lightning asks for the next batch before it takes a step
 IMAGES, PEAK_MEMORY, FIRST_STEP = (
     "images per second",
     "peak memory, ours",
@@ -42,7 +42,7 @@ class OurSteps:
     """laps: of everybody. parts: seconds of each part of our steps. waited: the share of our steps that the loader took.
 
     first: seconds by the clock from weights and data until our first step was done, with all that was compiled for it.
-    memory: the most bytes that were taken on CUDA in a turn of ours, beside what was there before.
+    memory: the most bytes that were taken on CUDA in a turn of ours, beside what others held before.
     """
 
     laps: Laps
@@ -75,7 +75,10 @@ def our_steps(
 
     trace: where a profiler's trace of a step goes.
     """
-    before = torch.cuda.memory_allocated(setting.device) if setting.on_cuda else 0
+    of_others = 0
+    if setting.on_cuda:
+        weights = sum(weight.nbytes for weight in network.parameters() if weight.is_cuda)
+        of_others = torch.cuda.memory_allocated(setting.device) - weights
     laps, shares = Laps(setting.device), Shares(setting)
     with TemporaryDirectory() as folder:
         module, data = _stage(network, setting, Path(folder))
@@ -90,7 +93,7 @@ def our_steps(
         shares.seconds(),
         taking_turns.waited / sum(laps.wall[OURS]),
         taking_turns.first_done - start,
-        taking_turns.peak_memory - before,
+        taking_turns.peak_memory - of_others,
     )
 
 
@@ -114,11 +117,10 @@ class TakingTurns(Iterable[Any]):
         self.peak_memory = 0  # bytes on CUDA, while it was our turn
 
     def __iter__(self) -> Iterator[Any]:
-        for number in range(WARM_UP):
+        for _ in range(WARM_UP):
             yield next(self.batches)
-            if number == 0:
-                _wait_for(self.laps.device)
-                self.first_done = time.perf_counter()
+        _wait_for(self.laps.device)
+        self.first_done = time.perf_counter()
         for name in turns([OURS, *self.others], self.setting.rounds, self.setting.until):
             with self.laps.lap(name):
                 if name == OURS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sdscratch.bench.apart import joined, step_alone
 from sdscratch.bench.peers import DiffusersScript, mosaicml_step
 from sdscratch.bench.report import JSON, PAGE, PICTURE, Findings, write_report
 from sdscratch.bench.setting import Setting
-from sdscratch.bench.steps import IMAGES, OURS
+from sdscratch.bench.steps import IMAGES, OURS, our_steps
 from sdscratch.bench.timing import AGAIN, Comparison, Laps, race, turns
 from sdscratch.bench.train import LARGE, PEER, bench_train
 from sdscratch.commands.bench import SlowerError, _say_verdict, run
@@ -81,6 +82,12 @@ def test_whole_steps_of_ours_are_timed_in_turns_with_the_others_and_told_in_thre
     assert told["comparisons"][0]["verdict"] == step.verdict and told["about"]["rounds"] == 3
     assert PEER in (tmp_path / PAGE).read_text() and "Not measured" in (tmp_path / PAGE).read_text()
     assert (tmp_path / PICTURE).stat().st_size > 1000
+
+
+def test_the_first_step_is_over_when_it_was_taken():
+    unet = UNet(**SMALLEST_UNET)
+    unet.register_forward_pre_hook(lambda *_: time.sleep(0.5))
+    assert our_steps(unet, Setting(CPU, batch_size=2, latent_size=8, rounds=1)).first > 0.5
 
 
 def test_contenders_that_are_alone_in_their_processes_are_joined_into_one_comparison():
