@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from sdscratch.bench.train import PEER, comparisons
 from sdscratch.errors import LostRankError
 from sdscratch.models import UNet
 from sdscratch.prepare.engine import map_shards
+from sdscratch.training.throughput import memory_gb
 
 PROCESSES = 2  # of each contender: A B B A
 BYTES = 22  # per parameter, as measured: 20 of weights, gradients, moments and average, the rest of a small batch
@@ -26,10 +26,10 @@ BYTES = 22  # per parameter, as measured: 20 of weights, gradients, moments and 
 
 @dataclass
 class Alone:
-    """What a process brings back. memory: the most bytes that it held. ours: None of a peer."""
+    """What a process brings back. memory: the most that it held, in GB. ours: None of a peer."""
 
     laps: Laps
-    memory: int
+    memory: float
     ours: OurSteps | None = None
 
 
@@ -66,7 +66,7 @@ def joined(
     first = ran[OURS][0].ours
     assert first is not None
     facts = replace(first, laps=laps).facts(config, setting)
-    facts += [Fact(f"memory of the process, {name}", max(one.memory for one in ran[name]) / 1e9, "GB") for name in ran]
+    facts += [Fact(f"memory of the process, {name}", max(one.memory for one in ran[name]), "GB") for name in ran]
     return Findings(comparisons(parameters, setting, laps), facts, ["all that takes a GPU"])
 
 
@@ -89,4 +89,4 @@ def step_alone(
         for _ in range(setting.rounds):
             with laps.lap(name):
                 step()
-    return Alone(laps, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ours)
+    return Alone(laps, memory_gb(setting.device), ours)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from sdscratch.bench.setting import Setting, forget
 from sdscratch.bench.steps import our_steps
 from sdscratch.bench.train import bench_train, parameters_of
 from sdscratch.console import say
-from sdscratch.errors import check_choice, check_number
+from sdscratch.errors import ConfigError, check_choice, check_number, check_whole
 from sdscratch.models import UNet
 
 
@@ -33,8 +34,21 @@ class Part:
 
     def __post_init__(self) -> None:
         check_choice("what", self.what, MEASURES)
+        check_whole("batch_size", self.batch_size)
+        check_whole("latent_size", self.latent_size)
         check_number("share", self.share, 0.01)
         check_number("memory_budget", self.memory_budget, 0, 1)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Part:
+        """Raises ConfigError for keys that there are not, or are missing."""
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            names = ", ".join(field.name for field in fields(cls))
+            raise ConfigError(
+                f"parts has {dict(settings)}: expected {names}, of which the last may be left out"
+            ) from error
 
     @property
     def title(self) -> str:

@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
     from sdscratch.bench.parts import Part, run_parts
     from sdscratch.bench.report import Findings
 
-    parts = [Part(**part) for part in cfg.parts]
+    parts = [Part.of(part) for part in cfg.parts]
     setting = setting_of(cfg, parts[0].batch_size, parts[0].latent_size)
     findings, out = Findings(), writable(cfg.out or "experiments/bench-gpu")
     rate = preheated(findings, setting, cfg.preheat)

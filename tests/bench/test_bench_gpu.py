@@ -127,6 +127,8 @@ def test_a_fact_below_its_floor_decides_the_verdict(capsys):
         ("minutes=-1", "minutes is -1"),
         ("parts=[]", "expected at least one thing"),
         ("parts=[{what: speed, batch_size: 1, latent_size: 8, share: 1}]", "what='speed' is unknown"),
+        ("parts=[{what: train, batch_size: 1, latent_size: 0, share: 1}]", "latent_size is 0"),
+        ("parts=[{what: train, batchsize: 1, latent_size: 8, share: 1}]", "expected what, batch_size, latent_size"),
         ("device=gpu0", "gpu0"),
     ],
 )
