@@ -233,7 +233,7 @@ class SpatialTransformer(nn.Module):
         normed = self.norm(hidden_states)
         tokens = self.proj_in(to_tokens(normed)) if linear else to_tokens(self.proj_in(normed))
         for block in self.transformer_blocks:
-            tokens = block(tokens, text.only(block.attn2))
+            tokens = block(tokens, text.only(block.attn2))  # type: ignore[arg-type]
         update = to_map(self.proj_out(tokens), size) if linear else self.proj_out(to_map(tokens, size))
         return hidden_states + update
 
