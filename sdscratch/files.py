@@ -54,15 +54,18 @@ class FolderLock:
         self.folder, self.instead = folder, instead
         self._file: BinaryIO | None = None
 
-    def take(self) -> None:
-        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made."""
+    def take(self, wait: bool = False) -> None:
+        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made.
+
+        wait: until it is free.
+        """
         while not self.is_held:
             try:
                 self._file = (self.folder / LOCK).open("a+b", buffering=0)
             except OSError as error:
                 raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self._file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 self._file.seek(0)
                 holder = self._file.read().decode() or "unknown"

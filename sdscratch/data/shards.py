@@ -104,11 +104,11 @@ class ShardFolder:
     def __reduce__(self) -> tuple[type[ShardFolder], tuple[Path, dict[str, Any]]]:
         return ShardFolder, (self.path, self.made_by)
 
-    def claim(self) -> Manifest | None:
+    def claim(self, wait: bool = False) -> Manifest | None:
         """Mark the folder as ours to write; its manifest, where it is finished already.
 
-        Raises DataError for a folder that holds, finished or not, what something else has made, and for tars of
-        another origin: neither is ever touched. RunFolderError while another process writes it.
+        wait: until no other process writes it. Raises DataError for a folder that holds, finished or not, what something
+        else has made, and for tars of another origin: neither is ever touched. RunFolderError while another process writes it.
         """
         manifest = self._present()
         if manifest is None or (self.path / LOCK).exists():  # somebody may be at it, or was killed at its very end
@@ -116,7 +116,7 @@ class ShardFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
-            self._lock.take()
+            self._lock.take(wait)
             manifest = self._present()  # by whoever had the lock until now
         if manifest is not None:
             self._tidy()
@@ -238,11 +238,11 @@ def write_shards(
 ) -> Manifest:
     """Write samples one after the other as 00000.tar, 00001.tar, ... with `shard_size` samples each, and the manifest.
 
-    samples: read one shard at a time, and not at all where `folder` holds them already; see ShardFolder, also for what
-        is raised.
+    samples: read one shard at a time, and not at all where `folder` holds them already, or does when another process that
+        writes it has ended; see ShardFolder, also for what is raised.
     """
     target, names, remaining = ShardFolder(folder, made_by), list[str](), iter(samples)
-    if (manifest := target.claim()) is not None:
+    if (manifest := target.claim(wait=True)) is not None:
         return manifest
     while chunk := _next(remaining, shard_size):
         names.append(shard_name(len(names)))

@@ -152,6 +152,18 @@ def test_a_folder_that_another_process_writes_is_refused_and_free_again_when_tha
     assert ShardFolder(tmp_path, MADE_BY).claim() is None
 
 
+def test_who_wants_the_same_shards_waits_for_whoever_writes_them(tmp_path):
+    writes = (
+        "import sys, time; from sdscratch.data.shards import ShardFolder; "
+        f"folder = ShardFolder({str(tmp_path)!r}, {MADE_BY!r}); folder.claim(); print('claimed', flush=True); time.sleep(0.5); "
+        "folder.write('00000.tar', [('theirs', {'txt': b'a'})]); folder.finish(['00000.tar'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", writes], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        manifest = write_shards(tmp_path, image_samples(3), MADE_BY)
+    assert other.returncode == 0 and [shard.samples for shard in manifest.shards] == [1]
+
+
 def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_one(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
