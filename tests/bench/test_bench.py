@@ -90,6 +90,15 @@ def test_the_first_step_is_over_when_it_was_taken():
     assert our_steps(unet, Setting(CPU, batch_size=2, latent_size=8, rounds=1)).first > 0.5
 
 
+def test_ours_are_measured_alone_where_nobody_else_fits_into_memory(monkeypatch):
+    def out_of_memory(script: DiffusersScript) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DiffusersScript, "step", out_of_memory)
+    findings = bench_train(UNet(**SMALLEST_UNET), Setting(CPU, batch_size=2, latent_size=8, rounds=2))
+    assert not findings.comparisons and findings.facts[0].title == IMAGES
+
+
 def test_contenders_that_are_alone_in_their_processes_are_joined_into_one_comparison():
     """Here in one process, one after the other: a process takes seconds to begin."""
     setting, config = Setting(CPU, batch_size=2, latent_size=8, rounds=2), dict(UNet(**SMALLEST_UNET).config)
