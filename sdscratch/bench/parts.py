@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -93,6 +94,9 @@ def run_parts(
             findings.add(bounded(found, here, name, parameters).titled(part.title))
         except torch.OutOfMemoryError:
             findings.not_measured.append(f"{part.what}, {part.title}: it does not fit into memory")
+        except RuntimeError as error:  # of torch or its compiler: what the other parts have found is kept
+            traceback.print_exception(error)
+            findings.not_measured.append(f"{part.what}, {part.title}: it failed, see above: {type(error).__name__}")
         forget(setting.device)
     return findings
 

@@ -76,7 +76,7 @@ class Text(NamedTuple):
     """What the tokens of a picture gather from beside each other.
 
     states: (B, T, cross_attention_dim). mask: (1, T), 0, or -inf for states that are there to fill up only; None: all count.
-    read: the keys and values of every attention to the text; None: each attention makes its own.
+    read: keys and values, by the attention that they are for; None: each makes its own.
     """
 
     states: Tensor

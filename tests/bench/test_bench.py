@@ -86,8 +86,17 @@ def test_whole_steps_of_ours_are_timed_in_turns_with_the_others_and_told_in_thre
 
 def test_the_first_step_is_over_when_it_was_taken():
     unet = UNet(**SMALLEST_UNET)
-    unet.register_forward_pre_hook(lambda *_: time.sleep(0.5))
+    slow = unet.register_forward_pre_hook(lambda *_: (time.sleep(0.5), slow.remove())[1])
     assert our_steps(unet, Setting(CPU, batch_size=2, latent_size=8, rounds=1)).first > 0.5
+
+
+def test_ours_are_measured_alone_where_nobody_else_fits_into_memory(monkeypatch):
+    def out_of_memory(script: DiffusersScript) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DiffusersScript, "step", out_of_memory)
+    findings = bench_train(UNet(**SMALLEST_UNET), Setting(CPU, batch_size=2, latent_size=8, rounds=2))
+    assert not findings.comparisons and findings.facts[0].title == IMAGES
 
 
 def test_contenders_that_are_alone_in_their_processes_are_joined_into_one_comparison():

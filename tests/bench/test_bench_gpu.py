@@ -73,14 +73,21 @@ def test_parts_end_in_time_and_those_for_which_none_is_left_are_named():
     assert findings.not_measured == ["steps, 64 px, batch 2: no time was left for it"] and not findings.facts
 
 
-def test_a_part_that_does_not_fit_into_memory_is_named_and_the_others_go_on():
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "it does not fit into memory"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "it failed, see above: RuntimeError"),
+    ],
+)
+def test_a_part_that_does_not_fit_into_memory_or_fails_is_named_and_the_others_go_on(error, said):
     def network() -> UNet:
         if torch.get_default_device().type != "meta":
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return tiny()
 
     findings = run_parts([Part("train", 2, 8, 1), Part("encode", 2, 4, 1)], network, SETTING, time.perf_counter() + 60)
-    assert findings.not_measured == ["train, 64 px, batch 2: it does not fit into memory"]
+    assert findings.not_measured == [f"train, 64 px, batch 2: {said}"]
     assert [fact.title for fact in findings.facts] == [f"{PICTURES}, 32 px, batch 2"]
 
 
