@@ -29,6 +29,8 @@ def run(cfg: DictConfig) -> None:
     for key in missing:
         OmegaConf.update(cfg, key, STAND_INS[key])
     check_config(cfg)
+    if missing:
+        print("no run is named: for one of Stable Diffusion's size (sdscratch doctor experiment=tiny: for a small one)")
     report = Report()
     report.add(versions())
     report.add(torchvision())

@@ -90,7 +90,7 @@ class Stages:
         self.report["finished"] = sorted({*self.report.get("finished", []), name})
         self.save()
         if not done:
-            print(f"    {self.report['seconds'][name]:.0f} s", flush=True)
+            print(f"    {name}: {self.report['seconds'][name]:.0f} s", flush=True)
 
     def save(self) -> None:
         """Write report.json."""

@@ -11,6 +11,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from sdscratch.doctor.finding import Finding, Level
 
+STAGES = {"vae": "autoencoder", "text_encoder": "clip"}
+"""Which stage trains what may also be downloaded."""
+
 
 def rate(loader: Iterable[Any], batch_size: int, workers: int, seconds: float = 1.5) -> Iterator[Finding]:
     """Samples per second after the first batch, over some `seconds`."""
@@ -32,9 +35,7 @@ def weights(what: str, path: str, lacking: Level = "fail") -> Iterator[Finding]:
     if Path(path).is_dir():
         yield Finding("ok", what, f"{path} is here")
     elif Path(path).is_absolute() or path.startswith(".") or not isinstance(_cached(path), str):
-        yield Finding(
-            lacking, what, f"{path} is not here", f"hf download {path}, or train it: stage=autoencoder, stage=clip"
-        )
+        yield Finding(lacking, what, f"{path} is not here", f"hf download {path}, or train it: stage={STAGES[what]}")
     else:
         yield Finding("ok", what, f"{path} is in the local cache")
 
