@@ -30,7 +30,9 @@ def run(cfg: DictConfig) -> None:
         OmegaConf.update(cfg, key, STAND_INS[key])
     check_config(cfg)
     if missing:
-        print("no run is named: looking for one of Stable Diffusion's size (a small one: sdscratch doctor experiment=tiny)")
+        print(
+            "no run is named: looking for one of Stable Diffusion's size (a small one: sdscratch doctor experiment=tiny)"
+        )
     report = Report()
     report.add(versions())
     report.add(torchvision())
