@@ -7,7 +7,7 @@ Feature maps are (B, C, H, W), in contiguous or channels_last memory; tokens are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,6 +97,10 @@ class Text(NamedTuple):
             return cls(states)
         mask = F.pad(states.new_zeros(1, states.shape[1]), (0, filling), value=-math.inf)
         return cls(F.pad(states, (0, 0, 0, filling)), mask)
+
+    def read_by(self, attentions: Iterable[Attention]) -> Text:
+        """The same with the keys and values of these, so that the steps of a sampler share them."""
+        return self._replace(read={attention: attention.read(self) for attention in attentions})
 
     def only(self, attention: Attention) -> Text:
         """What this attention needs of it. Given all of `read`, no two blocks would share what was compiled."""

@@ -208,9 +208,8 @@ class ReleasedUNet(nn.Module):
 
     def read(self, encoder_hidden_states: Tensor) -> Text:
         """What `forward` takes in place of text states (B, T, cross_attention_dim), so that the steps of a sampler share it."""
-        text = Text.of(encoder_hidden_states)
         blocks = (module for module in self.modules() if isinstance(module, TransformerBlock))
-        return text._replace(read={block.cross_attn: block.cross_attn.read(text) for block in blocks})
+        return Text.of(encoder_hidden_states).read_by(block.cross_attn for block in blocks)
 
     def forward(self, latents: Tensor, timesteps: Tensor | float, encoder_hidden_states: Tensor | Text) -> Tensor:
         """Predict what the objective asks for: noise, velocity or flow.

@@ -84,7 +84,9 @@ def test_whoever_hangs_up_having_asked_for_more_cancels_as_well(server):
     with connect(server) as connection:
         connection.sendall(request_of({**WISH, "steps": ENDLESS}) + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_until(lambda: server.engine._running is not None)
+        job = on_loop(server.engine, lambda: server.engine._running)
     wait_until(lambda: server.engine.jobs == 0, 2)
+    assert job.status == "cancelled" and job.step < ENDLESS
 
 
 def test_whoever_hangs_up_while_waiting_leaves_the_queue(server, caller):
@@ -214,10 +216,12 @@ def connect_narrowly(server) -> socket.socket:
 
 def test_a_caller_that_does_not_read_its_answers_is_not_kept(narrow, monkeypatch):
     monkeypatch.setattr("sdscratch.serving.connection.STALLED", 0.2)
+    size = len(httpx.get(f"{narrow.address}/openapi.json").content)
     with connect_narrowly(narrow) as connection:
         connection.sendall(FEW * DESCRIBE)
         wait_until(lambda: narrow.server_state.connections)
         wait_until(lambda: not narrow.server_state.connections)
+        assert sum(map(len, iter(lambda: connection.recv(65536), b""))) < FEW * size, "the rest was given up"
 
 
 def test_a_caller_that_reads_slowly_gets_all_its_answers(narrow, monkeypatch):

@@ -34,7 +34,7 @@ TABLES = ("metadata.parquet", "metadata-large.parquet")
 KEPT = ("seed", "step", "cfg", "sampler", "image_nsfw", "prompt_nsfw")
 """What is known of a picture besides its prompt, under DiffusionDB's names; who asked for it, and when, is left out."""
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)  # as zipfile says it
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)  # as zipfile says it
 
 
 @dataclass(frozen=True)
