@@ -173,6 +173,7 @@ def samples(split: Split, count: int, size: int, seed: int) -> Iterator[tuple[st
         )
 
 
+SPLITS: tuple[Split, Split] = ("train", "val")  # folders of a drawing; "unseen" is only asked for
 MAX_RESOLUTION = 1024  # pixels; a scene is drawn at four times its size
 
 
@@ -185,7 +186,6 @@ def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int
     _check_free(Path(folder))
     if not (Path(folder) / "val" / MANIFEST).exists():  # which is written last
         say(f"{folder}: drawing {count} training and {val_count} validation scenes of {resolution} px, once")
-    sizes: list[tuple[Split, int]] = [("train", count), ("val", val_count)]
     return [
         write_shards(
             Path(folder) / split,
@@ -199,16 +199,23 @@ def write_shapes(folder: str | Path, count: int, val_count: int, resolution: int
                 "seed": seed,
             },
         )
-        for split, number in sizes
+        for split, number in zip(SPLITS, (count, val_count), strict=True)
     ]
 
 
 def _check_free(folder: Path) -> None:
-    """Raise DataError where there is something, and it is no drawing, begun or finished."""
-    begun = [folder / split / name for split in ("train", "val") for name in (MANIFEST, UNFINISHED)]
-    if any(path.exists() for path in begun):
-        return
-    if found := sorted(path.name for path in folder.glob("[!.]*")):
+    """Raise DataError where there is something, and it is no drawing, begun or finished.
+
+    Another process may begin or finish one meanwhile: what is there is listed before the marks are looked for, of
+    which one is there from then on, and an empty split is one that is about to be begun, or whose process was killed.
+    """
+
+    def is_empty_split(path: Path) -> bool:
+        return path.name in SPLITS and path.is_dir() and not any(path.glob("[!.]*"))
+
+    found = sorted(path.name for path in folder.glob("[!.]*") if not is_empty_split(path))
+    begun = [folder / split / name for split in SPLITS for name in (UNFINISHED, MANIFEST)]
+    if found and not any(path.exists() for path in begun):
         raise DataError(
             f"{folder} holds other things already ({', '.join(found[:3])}{', ...' if found[3:] else ''}). Scenes are drawn "
             "into a folder of their own: choose one that is new or empty."

@@ -127,16 +127,21 @@ class ShardFolder:
         return None
 
     def _present(self) -> Manifest | None:
-        """The manifest, where the folder is finished; raises DataError where it is not ours."""
-        made_by, marker, manifest = self.made_by, self.path / UNFINISHED, Manifest.read(self.path)
-        if manifest is not None and manifest.made_by == made_by and self._is_complete(manifest):
-            return manifest
-        present = manifest.made_by if manifest is not None else None
-        if present is None and marker.exists():
-            present = read_json(marker)
-            if not present:
-                raise DataError(f"{marker} is damaged: what made {self.path} is unknown. Delete that folder.")
-        if present is None and any(self.path.glob("*.tar")):
+        """The manifest, where the folder is finished; raises DataError where it is not ours.
+
+        Whoever writes it marks it before the first tar and until it has a manifest: read the other way round, a folder
+        that is begun or finished meanwhile is never taken for tars without an origin.
+        """
+        made_by, marker = self.made_by, self.path / UNFINISHED
+        has_tars = any(self.path.glob("*.tar"))
+        present = read_json(marker) if marker.exists() else None
+        if (manifest := Manifest.read(self.path)) is not None:
+            if manifest.made_by == made_by and self._is_complete(manifest):
+                return manifest
+            present = manifest.made_by
+        elif present == {}:
+            raise DataError(f"{marker} is damaged: what made {self.path} is unknown. Delete that folder.")
+        if present is None and has_tars:
             raise DataError(
                 f"{self.path} already holds tar files without a manifest. Choose another folder to write to."
             )

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections import Counter
 from io import BytesIO
 from itertools import islice
@@ -22,8 +24,10 @@ from sdscratch.data.shapes import (
     prompts,
     samples,
     scene_at,
+    write_shapes,
 )
 from sdscratch.errors import DataError
+from sdscratch.files import LOCK
 
 EVERY_SCENE = [Scene(c, s, p, b) for c in COLOURS for s in SHAPES for p in POSITIONS for b in BACKGROUNDS]
 
@@ -137,3 +141,36 @@ def test_an_unknown_split_or_shape_says_what_there_is():
         scene_at(0, "test", 0)
     with pytest.raises(DataError, match="'star'.*circle, square"):
         draw(Scene("red", "star", "centre", "white"), 32)
+
+
+def test_a_drawing_whose_process_was_killed_before_its_first_mark_is_begun_again(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / LOCK).touch()
+    train, val = write_shapes(tmp_path, 3, 1, 16)
+    assert (train.total, val.total) == (3, 1)
+
+
+AT_ONCE = """
+import multiprocessing, random, sys, time
+from pathlib import Path
+from sdscratch.data.shapes import write_shapes
+
+def draw(folder, number, start):
+    start.wait()
+    time.sleep(random.Random(f"{folder} {number}").uniform(0, 0.03))
+    write_shapes(folder, 6, 2, 16)
+
+fork = multiprocessing.get_context("fork")
+for round in range(20):
+    start = fork.Barrier(4)
+    programs = [fork.Process(target=draw, args=(Path(sys.argv[1]) / str(round), i, start)) for i in range(4)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join()
+    assert [program.exitcode for program in programs] == [0] * 4, round
+"""
+
+
+def test_programs_that_want_the_same_scenes_at_once_all_have_them(tmp_path):
+    subprocess.run([sys.executable, "-c", AT_ONCE, tmp_path], check=True, timeout=60)
