@@ -33,7 +33,7 @@ from sdscratch.config import (
     save_config,
     settings,
 )
-from sdscratch.console import say
+from sdscratch.console import say, warn
 from sdscratch.data import BaseDataModule
 from sdscratch.data.loading import end_workers, lost_workers_named
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, SdscratchError, StoppedError, check_whole
@@ -169,6 +169,10 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
             )
             for change in changed:
                 say(f"  changed: {change}")
+            if isinstance(module, LatentDiffusion) and (
+                doubt := module.objective.doubt(module.sampling.num_inference_steps)
+            ):
+                warn(doubt)
 
     callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
     loggers = build_named(cfg.logger) if ranks.is_first() else {}
