@@ -122,14 +122,14 @@ def _drawn(subject: Subject, prompts: Sequence[Prompt], part: tuple[int, int] = 
         "network": fingerprint(pipe.network(cfg.weights)),
         "negative_prompt": subject.negative_prompt,
         **{name: value for name, value in subject.settings.as_dict().items() if name != "strength"},
-        **{name: cfg[name] for name in ("weights", "dtype", "seed")},
+        **{name: cfg[name] for name in ("weights", "dtype", "seed", "batch_size")},
         "N": len(prompts),
         "suite": cfg.suite._target_.rpartition(".")[2],
         "prompts": sha256(repr([prompt[:2] for prompt in prompts]).encode()).hexdigest()[:16],
     }
     pictures = DrawnPictures(subject.out / "pictures", prompts, protocol)
     with progress_bar("drawing") as progress:
-        pictures.draw(pipe.to(dtype=dtype_of(cfg.dtype)), cfg.batch_size, part, progress)
+        pictures.draw(pipe.to(dtype=dtype_of(cfg.dtype)), part, progress)
     return pictures
 
 
