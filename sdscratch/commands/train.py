@@ -51,14 +51,6 @@ from sdscratch.training.validation import held_out
 MOST_THREADS = 1024
 """More than any machine makes use of, and fewer than OpenMP dies of."""
 
-HINTS = (
-    ".*does not have many workers.*",
-    ".*no `validation_step`.*",
-    ".*treespec, LeafSpec.*",
-    ".*callbacks used to create the checkpoint.*",
-)
-"""Lightning's, about what a run does on purpose, or says itself as a change of its settings."""
-
 
 def run(cfg: DictConfig) -> None:
     """Train what the configuration says, or go on with it."""

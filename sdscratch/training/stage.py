@@ -196,7 +196,8 @@ class Stage(L.LightningModule, ABC):
         self.report = self._report(said.read(), scale=scaler.get_scale() if scaler is not None else 1.0)
         if self.report.stop:
             self.trainer.should_stop = True
-        if self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow:
+        taken = self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow
+        if taken:
             if scaler is not None:
                 scaler.step(optimizer.optimizer)
             elif not on_device:
