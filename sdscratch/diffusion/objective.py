@@ -20,8 +20,8 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 MOST_AMPLIFIED = 100.0
-"""How many times as large as what is left an error in epsilon may become in the first step of sampling: no percent is safe
-beyond that."""
+"""How many times as large as what is left an error in epsilon may become in the first step of sampling: beyond this, a percent
+of error outweighs all else."""
 
 
 class Losses(NamedTuple):
@@ -77,7 +77,7 @@ class Objective:
         return min_snr_weights(self.prediction_type, self.noise_schedule.scales(timesteps), self.min_snr_gamma)
 
     def doubt(self, num_inference_steps: int) -> str:
-        """Why a network that learns this would be sampled badly in so many steps, in a line; empty where nothing is known.
+        """Why a network that learns this would be sampled badly in so many steps, in a line; empty where it would not.
 
         A step from sigma to sigma' turns an error in epsilon into one of (sigma - sigma') in latents and noise of the size
         hypot(1, sigma'). The cosine ends in such a step; those of Stable Diffusion and DDPM do not.
