@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import crash_point, write_atomically, write_json
+from sdscratch.files import check_file, crash_point, read_bytes, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Checkpoint:
     def is_intact(self) -> bool:
         """Whether the file is, byte for byte, the one that was written. Raises RunFolderError where it cannot be read."""
         try:
+            check_file(self.path)
             with self.path.open("rb") as file:
                 fits = os.fstat(file.fileno()).st_size == self.size
                 return fits and file_digest(file, "sha256").hexdigest() == self.sha256
@@ -79,7 +80,7 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     found = []
     for path in files_in(folder, "step_*.ckpt"):
         with suppress(OSError, ValueError, TypeError, RecursionError):
-            about = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+            about = json.loads(read_bytes(path.with_name(path.name + ".json")))
             checkpoint = Checkpoint(path=path, **about)
             if path == checkpoint_path(folder, checkpoint.step):
                 found.append(checkpoint)

@@ -226,10 +226,15 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
     write_atomically(path, lambda file: file.write(text.encode()), job)
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a file. Raises OSError; also for what is none: a pipe would be waited for, and a device has no end."""
+def check_file(path: Path) -> None:
+    """Raise OSError for what is no file, or is not there: a pipe would be waited for, and a device has no end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is no file", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file. Raises OSError, as check_file does."""
+    check_file(path)
     return path.read_bytes()
 
 

@@ -32,7 +32,17 @@ from sdscratch.checkpoint_file import (
 )
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError
-from sdscratch.files import FolderLock, crash_point, is_text, read_json, remove_halves, write_atomically, write_json
+from sdscratch.files import (
+    FolderLock,
+    check_file,
+    crash_point,
+    is_text,
+    read_bytes,
+    read_json,
+    remove_halves,
+    write_atomically,
+    write_json,
+)
 
 LONGEST_LINE = 100_000  # of metrics.csv
 STEP = re.compile(r"[0-9]{1,18}")
@@ -148,7 +158,7 @@ class RunFolder:
         """Raise RunFolderError where one is there that cannot be read: its checkpoint may be good all the same."""
         for path in files_in(self.checkpoint_folder, "step_*.ckpt.json"):
             try:
-                path.read_bytes()
+                read_bytes(path)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -249,6 +259,7 @@ class RunFolder:
 
     def _metrics_header(self) -> list[str]:
         try:
+            check_file(self.metrics_file)
             with self.metrics_file.open("rb") as file:
                 line = file.readline(LONGEST_LINE)
         except FileNotFoundError:
@@ -276,7 +287,7 @@ class RunFolder:
         that is too long, or has too many cells or no number of steps.
         """
         try:
-            text = self.metrics_file.read_text(encoding="utf-8", errors="replace").partition("\0")[0]
+            text = read_bytes(self.metrics_file).decode(errors="replace").partition("\0")[0]
         except FileNotFoundError:
             return []
         except OSError as error:

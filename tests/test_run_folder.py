@@ -347,7 +347,7 @@ def test_what_is_no_table_of_metrics_is_named_and_left_alone(run):
     run.metrics_file.unlink()
     run.metrics_file.mkdir()
     for look in (run.read_metrics, lambda: run.cut_metrics(1)):
-        with pytest.raises(RunFolderError, match="cannot read .*metrics.csv: Is a directory"):
+        with pytest.raises(RunFolderError, match="cannot read .*metrics.csv: it is no file"):
             look()
 
 

@@ -46,6 +46,11 @@ class Setting:
         check_choice("compile", self.compile, ("no", "regions", "whole"))
         if self.device.type not in ("cpu", "cuda"):
             raise ConfigError(f"device={self.device} cannot be timed: expected cpu or cuda")
+        if self.device.index:  # clocks and Lightning are on the first: peers on another would seem to take no time
+            raise ConfigError(
+                f"device={self.device} cannot be timed, only the first GPU that is seen: set "
+                f"CUDA_VISIBLE_DEVICES={self.device.index} and device={self.device.type}"
+            )
         if self.on_cuda and not torch.cuda.is_available():
             raise ConfigError("device=cuda, but torch finds no GPU here: set device=cpu")
 

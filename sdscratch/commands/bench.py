@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from sdscratch.commands.data_paths import optional
 from sdscratch.config import build
 from sdscratch.console import say
 from sdscratch.errors import CannotWriteError, ConfigError, SdscratchError, check_choice, check_whole
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> None:
 
     setting = setting_of(cfg, cfg.batch_size, cfg.latent_size)
     torch.set_num_threads(cfg.threads)
-    findings, out = Findings(), writable(cfg.out or f"experiments/bench-{cfg.what}")
+    findings, out = Findings(), writable(cfg, f"experiments/bench-{cfg.what}")
     rate = preheated(findings, setting, cfg.preheat)
     trace = out / "trace.json" if cfg.trace else None
     for name in SUBJECTS if cfg.what == "all" else [cfg.what]:
@@ -96,9 +97,9 @@ def conclude(findings: Findings, about: dict[str, Any], out: Path, command: str,
     _say_verdict(findings, strict)
 
 
-def writable(name: str) -> Path:
-    """A folder; what it cannot be, is found out before anything is measured."""
-    out = Path(name)
+def writable(cfg: DictConfig, otherwise: str) -> Path:
+    """The folder `out`, or the other; what it cannot be, is found out before anything is measured."""
+    out = Path(optional(cfg, "out") or otherwise)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

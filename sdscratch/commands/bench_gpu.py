@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
 
     parts = [Part.of(part) for part in cfg.parts]
     setting = setting_of(cfg, parts[0].batch_size, parts[0].latent_size)
-    findings, out = Findings(), writable(cfg.out or "experiments/bench-gpu")
+    findings, out = Findings(), writable(cfg, "experiments/bench-gpu")
     rate = preheated(findings, setting, cfg.preheat)
     with _nothing_compiled():
         findings.add(run_parts(parts, lambda: network_of(cfg), setting, until, rate))

@@ -1,4 +1,4 @@
-"""Where verbs of data read and write. Nothing is not this folder: an unset variable of a script must not pack it."""
+"""Where verbs read and write. Nothing is not this folder: an unset variable of a script must not pack it, or fill it."""
 
 from __future__ import annotations
 

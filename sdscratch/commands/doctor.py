@@ -106,12 +106,15 @@ def _one_by_one(cfg: DictConfig, lacking: Level) -> Iterator[tuple[str, Callable
     for name in ("vae", "text_encoder"):
         if (cfg.get(name) or {}).get("path"):
             yield name, partial(weights, name, str(cfg[name].path), lacking), 10
-    yield (
-        "disk",
-        lambda: disk(Path(cfg.paths.runs), *footprint(cfg)),
-        60,
-    )
+    if "objective" in cfg:
+        yield "objective", lambda: _objective(cfg), 10
+    yield "disk", lambda: disk(Path(cfg.paths.runs), *footprint(cfg)), 60
     yield "loader", lambda: _loader(cfg, lacking), 30
+
+
+def _objective(cfg: DictConfig) -> Iterator[Finding]:
+    if doubt := build(cfg.objective).doubt(cfg.sampler.num_inference_steps):
+        yield Finding("warn", "objective", doubt)
 
 
 def _loader(cfg: DictConfig, lacking: Level) -> Iterator[Finding]:

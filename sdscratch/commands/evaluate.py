@@ -19,7 +19,6 @@ from sdscratch.files import write_atomically
 
 if TYPE_CHECKING:
     from sdscratch.evaluation.drawn_pictures import DrawnPictures
-    from sdscratch.evaluation.features import FeatureNetwork
     from sdscratch.evaluation.prompt_suites import Prompt
     from sdscratch.evaluation.results import Table
 
@@ -122,14 +121,14 @@ def _drawn(subject: Subject, prompts: Sequence[Prompt], part: tuple[int, int] = 
         "network": fingerprint(pipe.network(cfg.weights)),
         "negative_prompt": subject.negative_prompt,
         **{name: value for name, value in subject.settings.as_dict().items() if name != "strength"},
-        **{name: cfg[name] for name in ("weights", "dtype", "seed")},
+        **{name: cfg[name] for name in ("weights", "dtype", "seed", "batch_size")},
         "N": len(prompts),
         "suite": cfg.suite._target_.rpartition(".")[2],
         "prompts": sha256(repr([prompt[:2] for prompt in prompts]).encode()).hexdigest()[:16],
     }
     pictures = DrawnPictures(subject.out / "pictures", prompts, protocol)
     with progress_bar("drawing") as progress:
-        pictures.draw(pipe.to(dtype=dtype_of(cfg.dtype)), cfg.batch_size, part, progress)
+        pictures.draw(pipe.to(dtype=dtype_of(cfg.dtype)), part, progress)
     return pictures
 
 
@@ -150,8 +149,7 @@ def _of_pictures(subject: Subject, pictures: DrawnPictures) -> Iterator[Table]:
         network = subject.features
         drawn = subject.embedded(pictures, network, "drawn pictures")
         real = subject.embedded(subject.real, network, "real pictures")
-        about = {"features": f"{network.kind} {network.path}", "their weights": network.fingerprint}
-        protocol = {**pictures.protocol, **subject.about_real(), **about}
+        protocol = {**pictures.protocol, **subject.about_real(), **subject.about_features()}
         logits = network.class_logits(drawn)
         yield picture_tables.distribution_table(real, drawn, logits, protocol, cfg.replicates)
 
@@ -217,16 +215,16 @@ def _autoencoder(subject: Subject) -> Table:
     from sdscratch.models.encoders import fingerprint
 
     cfg = subject.cfg
-    network: FeatureNetwork = subject.features
     protocol = {
         "model": str(cfg.model),
         "network": fingerprint(subject.vae),
         **subject.about_real(),
-        "features": f"{network.kind} {network.path}",
-        "their weights": network.fingerprint,
+        **subject.about_features(),
     }
     with progress_bar("reconstructing") as progress:
-        return autoencoder_table(subject.vae, subject.real, network, protocol, cfg.replicates, cfg.batch_size, progress)
+        return autoencoder_table(
+            subject.vae, subject.real, subject.features, protocol, cfg.replicates, cfg.batch_size, progress
+        )
 
 
 def _retrieval(subject: Subject) -> Table:

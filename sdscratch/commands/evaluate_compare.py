@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
+from sdscratch.commands.data_paths import required
 from sdscratch.console import warn
 from sdscratch.errors import ConfigError
 from sdscratch.evaluation.report import column_names, section, write_report
@@ -14,6 +15,7 @@ from sdscratch.evaluation.results import Evaluation
 
 def run(cfg: DictConfig) -> None:
     """Write the page `out`; warn of numbers that only look as if they compared."""
+    out = Path(required(cfg, "out", "a file for the page"))
     if not isinstance(cfg.evaluations, ListConfig) or len(cfg.evaluations) < 2:
         raise ConfigError(f"evaluations is {cfg.evaluations}: expected two folders or more, as in evaluations=[a,b]")
     folders = [Path(str(folder)) for folder in cfg.evaluations]
@@ -24,4 +26,4 @@ def run(cfg: DictConfig) -> None:
     for title in dict.fromkeys(table.title for found in evaluations.values() for table in found.tables):
         if differing := section(title, names, list(evaluations.values())).differing:
             warn(f"{title}: these numbers do not compare, {', '.join(differing)} differ")
-    print(write_report(Path(cfg.out), " and ".join(names), evaluations))
+    print(write_report(out, " and ".join(names), evaluations))

@@ -173,6 +173,10 @@ class Subject:
         with progress_bar(f"looking at {what}") as progress:
             return features_of(pictures, network, cache, self.cfg.batch_size, progress)
 
+    def about_features(self) -> dict[str, Any]:
+        """For a protocol."""
+        return {"features": f"{self.features.kind} {self.features.path}", "their weights": self.features.fingerprint}
+
     def about_real(self) -> dict[str, Any]:
         """For a protocol."""
         return {"real pictures": self.real.path, "of them": self.real.fingerprint, "size": self.size}

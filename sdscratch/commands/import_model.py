@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sdscratch.commands.data_paths import optional, out_folder
+from sdscratch.commands.data_paths import optional, out_folder, required
 from sdscratch.console import warn
 from sdscratch.errors import CannotWriteError, ConfigError
 from sdscratch.interop.diffusers_folder import Model, find_model_folder, load_model_folder, save_model
@@ -20,7 +20,8 @@ def run(cfg: DictConfig) -> None:
     """Read `path`, whole and strictly, and write the model folder `out`."""
     out = out_folder(cfg)
     require_free(out)
-    source = fetch(cfg.path) if cfg.path.startswith("hf:") else Path(cfg.path)
+    path = required(cfg, "path", "a model folder, a file of weights, or hf:OWNER/NAME/FILE")
+    source = fetch(path) if path.startswith("hf:") else Path(path)
     model = _read(source, cfg)
     save_model(out, model)
     print(f"{out}: {type(model.unet).__name__} from {cfg.path}. Try it: sdscratch sample model={out} prompt=...")

@@ -18,7 +18,7 @@ from sdscratch.errors import ConfigError, check_choice, check_whole
 from sdscratch.randomness import key
 from sdscratch.run_folder import RunFolder, folder_below
 from sdscratch.training.curriculum import Entry
-from sdscratch.training.initial_weights import InitialWeights
+from sdscratch.training.initial_weights import check_choices
 
 OF_THE_CHAIN = ("phase", "name", "resume_from", "paths", "init.samples_seen")
 """Keys of `sdscratch train` that the curriculum sets itself."""
@@ -68,7 +68,7 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
     """In their order, composed and checked, nothing built. Raises ConfigError naming the phase that does not fit."""
     folder_below(cfg.paths.curricula, cfg.name)
     check_choice("on_change", cfg.on_change, ("refuse", "rerun"))
-    InitialWeights(**cfg.handover)  # refuses what is no choice
+    check_choices("handover", cfg.handover)
     phases: list[Phase] = []
     for name in _names(cfg):
         try:
@@ -122,7 +122,7 @@ def _phase(cfg: DictConfig, name: str, earlier: Sequence[Phase]) -> Phase:
     for length in ("max_steps", "global_batch_size"):
         check_whole(length, part[length])
     check_trainer(part)
-    InitialWeights(**part.init)  # refuses what is no choice
+    check_choices("init", part.init)
     if not footprint.checkpoints(part):
         raise ConfigError("callbacks.checkpoints is null, but a curriculum goes on from checkpoints: leave it on")
     return Phase(name, part, before, encoders)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from PIL import Image
 
+from sdscratch.commands.data_paths import out_folder
 from sdscratch.commands.picture_files import PictureFolder, safe_name
 from sdscratch.commands.sample_request import (
     about,
@@ -29,14 +29,15 @@ COLUMNS, MOST_COLUMNS, MOST_SHOWN = 6, 10, 120  # of the sheet
 
 def run(cfg: DictConfig) -> None:
     """Draw what is asked for; or draw grids that compare; or ask what to draw, again and again."""
+    out = out_folder(cfg)
     check_request(cfg)
     if cfg.interactive:
         from sdscratch.commands.sample_interactive import converse
 
-        converse(load(cfg), cfg, PictureFolder(Path(cfg.out)))
+        converse(load(cfg), cfg, PictureFolder(out))
         return
     prompts = prompts_of(cfg)
-    folder = PictureFolder(Path(cfg.out))
+    folder = PictureFolder(out)
     if cfg.compare is not None:
         from sdscratch.commands.sample_compare import compare
 

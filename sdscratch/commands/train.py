@@ -33,7 +33,7 @@ from sdscratch.config import (
     save_config,
     settings,
 )
-from sdscratch.console import say
+from sdscratch.console import say, warn
 from sdscratch.data import BaseDataModule
 from sdscratch.data.loading import end_workers, lost_workers_named
 from sdscratch.errors import CannotWriteError, ConfigError, RunFolderError, SdscratchError, StoppedError, check_whole
@@ -50,14 +50,6 @@ from sdscratch.training.validation import held_out
 
 MOST_THREADS = 1024
 """More than any machine makes use of, and fewer than OpenMP dies of."""
-
-HINTS = (
-    ".*does not have many workers.*",
-    ".*no `validation_step`.*",
-    ".*treespec, LeafSpec.*",
-    ".*callbacks used to create the checkpoint.*",
-)
-"""Lightning's, about what a run does on purpose, or says itself as a change of its settings."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -169,6 +161,10 @@ def _train(cfg: DictConfig, folder: RunFolder, start: Start, signals: StopSignal
             )
             for change in changed:
                 say(f"  changed: {change}")
+            if isinstance(module, LatentDiffusion) and (
+                doubt := module.objective.doubt(module.sampling.num_inference_steps)
+            ):
+                warn(doubt)
 
     callbacks = [LambdaCallback(on_train_start=begin), *build_named(cfg.callbacks).values()]
     loggers = build_named(cfg.logger) if ranks.is_first() else {}

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from sdscratch.config.words import escape_interpolations
 from sdscratch.errors import ConfigError
-from sdscratch.files import write_atomically
+from sdscratch.files import check_file, write_atomically
 from sdscratch.masking import MASK, SECRET, mask, secrets
 
 TEXT_TOKEN = re.compile(r"^(bos|eos|pad|unk|cls|sep|mask)_token", re.IGNORECASE)  # of tokenizers
@@ -40,6 +40,7 @@ def save_config(cfg: DictConfig, path: str | Path, resolve: bool = True) -> None
 def load_config(path: str | Path) -> DictConfig:
     """Read back what save_config has written. Raises ConfigError for a file that is damaged, or holds more than plain YAML."""
     try:
+        check_file(Path(path))
         found = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -22,7 +22,7 @@ from sdscratch.data.manifest import Kind, Manifest
 from sdscratch.data.selection import Selection
 from sdscratch.data.shards import SUFFIXES, UNFINISHED
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
-from sdscratch.files import write_atomically
+from sdscratch.files import check_file, write_atomically
 from sdscratch.randomness import uniform
 
 Places = dict[str, tuple[int, int]]  # suffix -> offset and size in bytes of that member
@@ -226,6 +226,7 @@ def _load_or_scan(folder: Path, shards: list[str], name: str, cache: Path | str 
     caches = [place / name for place in _caches(cache)]
     for place in (folder / name, *caches):
         with suppress(OSError, ValueError, EOFError):  # not there, or cut off
+            check_file(place)
             entries = np.load(place, mmap_mode="r", allow_pickle=False)
             if (entries.dtype.names or ())[:2] == ("key", "shard"):
                 return entries

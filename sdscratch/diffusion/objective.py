@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +17,11 @@ from sdscratch.errors import ConfigError
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy latents (B, C, h, w), timesteps (B,), encoder_hidden_states (B, L, D)) -> prediction (B, C, h, w)."""
+
+
+MOST_AMPLIFIED = 100.0
+"""How many times as large as what is left an error in epsilon may become in the first step of sampling: beyond this, a percent
+of error outweighs all else."""
 
 
 class Losses(NamedTuple):
@@ -69,6 +75,22 @@ class Objective:
         if self.min_snr_gamma is None:
             return torch.ones(timesteps.shape, device=timesteps.device)
         return min_snr_weights(self.prediction_type, self.noise_schedule.scales(timesteps), self.min_snr_gamma)
+
+    def doubt(self, num_inference_steps: int) -> str:
+        """Why a network that learns this would be sampled badly in so many steps, in a line; empty where it would not.
+
+        A step from sigma to sigma' turns an error in epsilon into one of (sigma - sigma') in latents and noise of the size
+        hypot(1, sigma'). The cosine ends in such a step; those of Stable Diffusion and DDPM do not.
+        """
+        first, second = self.noise_schedule.grid(num_inference_steps).sigmas[:2].tolist()
+        amplified = (first - second) / math.hypot(1, second)
+        if self.prediction_type != "epsilon" or amplified <= MOST_AMPLIFIED:
+            return ""
+        return (
+            f"the first of {num_inference_steps} sampling steps goes from sigma {first:,.0f} (alphas_cumprod "
+            f"{1 / (1 + first**2):.1e}) to {second:.1f}: an error of 1 % in epsilon becomes {amplified / 100:.0f} times as "
+            "large as what is left there. Take objective=v_prediction, or objective.noise_schedule.timestep_spacing=leading"
+        )
 
     def __call__(
         self, network: Network, latents: Tensor, noise: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor

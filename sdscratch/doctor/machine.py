@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -48,8 +48,15 @@ def devices(accelerator: str, count: object) -> Iterator[Finding]:
         yield Finding(
             "fail", "trainer", f"accelerator={accelerator}, but there is none", "trainer=cpu, or trainer=auto"
         )
-    elif device_of(accelerator) == "cuda" and isinstance(count, int) and count > gpus:
+    elif device_of(accelerator) == "cuda" and beyond(count, gpus):
         yield Finding("fail", "trainer", f"devices={count}, but there are {gpus}", f"trainer.devices={gpus}")
+
+
+def beyond(devices: object, gpus: int) -> bool:
+    """Whether a trainer's devices, a number or indices, are more than there are; not, where it is to take what there is."""
+    if isinstance(devices, int):
+        return devices > gpus
+    return isinstance(devices, Iterable) and not isinstance(devices, str) and max(devices, default=0) >= gpus
 
 
 def bf16(device: str, precision: str) -> Iterator[Finding]:

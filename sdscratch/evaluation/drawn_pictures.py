@@ -63,7 +63,6 @@ class DrawnPictures:
     def draw(
         self,
         pipe: TextToImage,
-        batch_size: int,
         part: tuple[int, int] = (0, 1),
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -72,6 +71,7 @@ class DrawnPictures:
         part: (which, of how many), to share the batches between processes.
         """
         which, parts = part
+        batch_size = self.protocol["batch_size"]  # on other shapes networks round otherwise
         starts = range(which * batch_size, len(self.prompts), parts * batch_size)
         for number, first in enumerate(starts):
             numbers = range(first, min(first + batch_size, len(self.prompts)))

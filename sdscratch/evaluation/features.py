@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdscratch.files import write_atomically
+from sdscratch.files import check_file, write_atomically
 
 
 class FeatureNetwork(Protocol):
@@ -55,6 +55,7 @@ def features_of(
     name = sha256(f"{network.fingerprint} {pictures.fingerprint}".encode()).hexdigest()[:16]
     file = cache / f"{network.kind}-{name}.npy"
     with suppress(OSError, ValueError, EOFError):  # not there, or cut off
+        check_file(file)
         kept = np.load(file, allow_pickle=False)
         if kept.ndim == 2 and len(kept) == len(pictures):
             return torch.from_numpy(kept)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
-OWN = ("model", "network", "weights", "step", "N")  # what may differ between evaluations that compare, if N is large
+OWN = ("model", "network", "weights", "step", "N", "batch_size")
+"""What may differ between evaluations that compare, if N is large."""
 
 
 class Section(NamedTuple):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from sdscratch import __version__
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
 from sdscratch.errors import CannotWriteError, DataError
-from sdscratch.files import replace_folder, write_json
+from sdscratch.files import check_file, read_bytes, replace_folder, write_json
 from sdscratch.interop.schedulers import schedule_of, scheduler_config
 from sdscratch.interop.weight_files import check_finite
 from sdscratch.models.encoders import (
@@ -173,6 +173,7 @@ def load_model_folder(folder: Path) -> Model:
             raise DataError(f"{folder} is no whole model folder: {part}/ is missing")
     with reading(folder / "unet"):
         unet = unet_from_config(read_settings(folder / UNET_CONFIG))
+        check_file(folder / UNET_WEIGHTS)
         unet.load_state_dict(load_file(folder / UNET_WEIGHTS), strict=True)
     with reading(folder / "scheduler"):
         noise_schedule, prediction_type = schedule_of(read_settings(folder / SCHEDULER))
@@ -219,7 +220,7 @@ def _save_text(folder: Path, text: TextEncoder) -> None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_bytes(path))
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object")
     return content

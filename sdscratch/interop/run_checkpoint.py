@@ -13,6 +13,7 @@ from torch import Tensor
 from sdscratch.checkpoint_file import Checkpoint
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
 from sdscratch.errors import DataError
+from sdscratch.files import read_bytes
 from sdscratch.interop.diffusers_folder import Model, check_sizes, load_model_folder, reading
 from sdscratch.models.encoders import FrozenEncoders, TextEncoder, fingerprint, load_text_encoder, load_vae
 from sdscratch.models.released_unet import ReleasedUNet
@@ -83,7 +84,7 @@ def checkpoint_unet(checkpoint: Checkpoint, weights: str, like: AnyUNet) -> AnyU
 def _as_configured(run: RunFolder, settings: Mapping[str, Any]) -> Model:
     """By the run's config.yaml, with encoders of the fingerprints that stand in the checkpoint's settings."""
     with reading(run.config_file):
-        recipe = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(read_bytes(run.config_file))
         kind = NETWORKS[recipe["model"]["_target_"].rpartition(".")[2]]
         unet = kind(**_arguments(recipe["model"])).eval()
         noise_schedule, prediction_type = _schedule(recipe["objective"])

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from sdscratch.checkpoint_file import best_first
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import FolderLock, remove_halves, write_json
+from sdscratch.files import FolderLock, read_bytes, remove_halves, write_json
 from sdscratch.run_folder import RunFolder
 
 Status = Literal["pending", "running", "done", "stale"]
@@ -84,7 +84,7 @@ class CurriculumFolder:
     def entries(self) -> dict[str, Entry]:
         """By name, in their order; {} before the first phase. Raises RunFolderError for a manifest that is damaged."""
         try:
-            content = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+            content = json.loads(read_bytes(self.manifest_file))
             if not isinstance(content["phases"], list):
                 raise TypeError("phases is no list")
             entries = [_entry(about) for about in content["phases"]]

@@ -20,6 +20,7 @@ from sdscratch.models.weights import misfits
 from sdscratch.run_folder import RunFolder
 from sdscratch.training.stage import Stage
 
+CHOICES = {"weights": ("ema", "raw"), **dict.fromkeys(("optimizer", "ema", "samples_seen"), ("reset", "keep"))}
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
@@ -38,10 +39,7 @@ class InitialWeights:
     samples_seen: Literal["reset", "keep"] = "reset"
 
     def __post_init__(self) -> None:
-        for name in ("weights", "optimizer", "ema", "samples_seen"):
-            check_choice(
-                f"init.{name}", getattr(self, name), ("ema", "raw") if name == "weights" else ("reset", "keep")
-            )
+        check_choices("init", vars(self))
 
     def give(self, module: Stage, source: str) -> dict[str, Any]:
         """Put the weights into a module that has not been trained yet. Returns what lineage.json is to say of them.
@@ -87,6 +85,12 @@ class InitialWeights:
             sha256 = file_digest(opened, "sha256").hexdigest()
         about = read_about(folder.parent)
         return {"step": about.get("step"), "samples_seen": about.get("samples_seen"), "sha256": sha256}
+
+
+def check_choices(section: str, chosen: Mapping[str, object]) -> None:
+    """Raise ConfigError for what InitialWeights could not do, under the name of the section that says so."""
+    for name, choice in chosen.items():
+        check_choice(f"{section}.{name}", choice, CHOICES[name])
 
 
 def tokenizer_folder(source: str) -> Path:

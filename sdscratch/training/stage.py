@@ -106,7 +106,6 @@ class Stage(L.LightningModule, ABC):
         self.seconds_aside = 0.0  # spent on other things than training, such as validation
         self.step_metrics: dict[str, float] = {}
         self.counts: dict[str, float] = {}
-        self.grad_norm: Tensor | None = None
         self.guard: Guard | None = None
         self.stop_signals: StopSignals | None = None
         self.source_weights: Mapping[str, float] = {}
@@ -185,8 +184,8 @@ class Stage(L.LightningModule, ABC):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
-        is_bad, said = self._agree(self.grad_norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        is_bad, said = self._agree(grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.global_step)
         on_device = self.guard is not None and self.guard.asks_for_finite_numbers_only and can_skip(optimizer.optimizer)
@@ -196,7 +195,8 @@ class Stage(L.LightningModule, ABC):
         self.report = self._report(said.read(), scale=scaler.get_scale() if scaler is not None else 1.0)
         if self.report.stop:
             self.trainer.should_stop = True
-        if self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow:
+        taken = self.guard.allows(self.report, self.global_step) if self.guard else not self.report.overflow
+        if taken:
             if scaler is not None:
                 scaler.step(optimizer.optimizer)
             elif not on_device:

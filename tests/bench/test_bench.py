@@ -129,6 +129,10 @@ def test_the_steps_that_only_a_gpu_is_asked_for_run():
 def test_what_no_benchmark_can_time_is_refused():
     with pytest.raises(ConfigError, match="device=meta cannot be timed"):
         Setting(torch.device("meta"), 2, 8, 3)
+    with pytest.raises(
+        ConfigError, match="device=cuda:1 cannot be timed, .* set CUDA_VISIBLE_DEVICES=1 and device=cuda"
+    ):
+        Setting(torch.device("cuda:1"), 2, 8, 3)
     with pytest.raises(ConfigError, match="rounds is 0"):
         Setting(CPU, 2, 8, 0)
 

@@ -1,10 +1,13 @@
-"""What is left empty on the command line of a data verb is never taken for this folder."""
+"""What is left empty on the command line is never taken for this folder, and null is nothing."""
 
 from __future__ import annotations
 
 import pytest
 
 from sdscratch.cli import main
+from sdscratch.commands.bench import writable
+from sdscratch.commands.evaluated import Subject
+from sdscratch.config import compose, quoted
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,10 @@ from sdscratch.cli import main
         ("data dedup path=. out=null", "no shards in ."),
         ("data dedup path=", "path is empty"),
         ("data dedup path=. against=['']", "against is ['']: expected folders"),
+        ("sample prompt=a out=", "out is empty: expected a folder"),
+        ("sample prompt=a out=null", "out is empty"),
+        ("import path= out=x", "path is empty: expected a model folder, a file of weights"),
+        ("evaluate compare evaluations=[a,b] out=null", "out is empty: expected a file"),
         ("data fetch source=coco out=x mirror=", "mirror is empty: expected a folder"),
     ],
 )
@@ -38,3 +45,10 @@ def test_nothing_is_not_this_folder(words, said, tmp_path, monkeypatch, capsys):
     said_so = capsys.readouterr().err
     assert said in said_so and len(said_so.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "rows.csv"]
+
+
+def test_null_is_nothing_also_where_a_verb_has_a_place_of_its_own(tmp_path):
+    words = quoted("evaluate", ["model=runs/mine", "out=null", "path=null"])
+    subject = Subject(compose("evaluate", words))
+    assert subject.path is None and str(subject.out) == "evaluations/mine"
+    assert writable(compose("bench", quoted("bench", ["out=null"])), str(tmp_path / "own")) == tmp_path / "own"

@@ -58,6 +58,14 @@ def test_without_a_whole_run_the_machine_alone_is_called_ready(doctor, tmp_path)
 def test_weights_that_a_whole_run_needs_and_are_not_here_are_a_failure(doctor):
     code, levels, said = doctor("experiment=tiny", "vae=sd_vae_ft_mse")
     assert code == 2 and levels["vae"] == "fail" and "not ready to train: vae" in said
+    assert "objective" not in levels
+
+
+def test_an_objective_that_can_hardly_be_sampled_is_warned_of(doctor):
+    code, levels, said = doctor(
+        "model=unet_tiny", "objective=epsilon", "noise_schedule@objective.noise_schedule=cosine"
+    )
+    assert code == 0 and levels["objective"] == "warn" and "goes from sigma 20,291 (alphas_cumprod 2.4e-09)" in said
 
 
 def test_a_mixture_is_tried_where_all_its_sources_are(doctor, tiny_run, tiny_data, tmp_path):

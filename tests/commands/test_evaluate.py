@@ -70,7 +70,7 @@ def test_everything_that_model_and_data_allow_is_measured_with_its_protocol(whol
     ]
     protocol = found["Drawn against real pictures"]["protocol"]
     asked = {"model": str(tiny_run.path), "weights": "ema", "num_inference_steps": 2, "guidance_scale": 1, "seed": 0}
-    assert protocol.items() >= {**asked, "N": 12, "sampler": "euler", "suite": "captions"}.items()
+    assert protocol.items() >= {**asked, "N": 12, "sampler": "euler", "suite": "captions", "batch_size": 8}.items()
     assert {"features", "their weights", "real pictures", "of them", "network"} <= protocol.keys()
     assert all(row["low"] is not None for row in found["Drawn against real pictures"]["rows"])
 

@@ -34,7 +34,8 @@ def trainer(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("devices", "count"), [("1", 0), ("2", 2), ("[0, 1, 3]", 3), ("auto", 0), ("-1", 0), ("'0,1'", 2), ("'4'", 4)]
+    ("devices", "count"),
+    [("1", 0), ("2", 2), ("[0, 1, 3]", 3), ("[1]", 0), ("auto", 0), ("-1", 0), ("'0,1'", 2), ("'4'", 4)],
 )
 def test_one_process_per_device(trainer, devices, count):
     assert ranks_to_start(trainer(f"trainer.devices={devices}")) == count

@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdscratch.diffusion import SAMPLERS, Denoiser, FlowSchedule, NoiseSchedule, ddim, get_sampler
+from sdscratch.diffusion import (
+    SAMPLERS,
+    Denoiser,
+    DiffusionObjective,
+    FlowSchedule,
+    NoiseSchedule,
+    ddim,
+    euler,
+    get_sampler,
+)
 from sdscratch.diffusion.prediction import target
 from sdscratch.errors import ConfigError
 
@@ -83,6 +92,35 @@ def test_unit_noise_is_the_right_start_when_no_signal_is_left(schedule, predicti
     latents = last(get_sampler(name)(denoiser, denoiser.initial(normal()), denoiser.sigmas, draw))
     assert latents.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert latents.std().item() == pytest.approx(STD, rel=0.15)
+
+
+@pytest.mark.parametrize("num_inference_steps", [4, 20, 100])
+@pytest.mark.parametrize(
+    ("schedule", "prediction_type"),
+    [
+        (NoiseSchedule(), "epsilon"),
+        (NoiseSchedule("linear", beta_start=1e-4, beta_end=0.02), "epsilon"),
+        (NoiseSchedule("cosine"), "epsilon"),
+        (NoiseSchedule("cosine", timestep_spacing="leading"), "epsilon"),
+        (NoiseSchedule("cosine"), "v_prediction"),
+    ],
+    ids=str,
+)
+def test_an_objective_is_doubted_where_a_percent_of_error_spoils_the_samples(
+    schedule, prediction_type, num_inference_steps
+):
+    def std(error: float) -> float:
+        network = perfect_network(schedule, prediction_type)
+        denoiser = Denoiser(lambda x, t: (1 + error) * network(x, t), schedule, prediction_type, num_inference_steps)
+        return last(euler(denoiser, denoiser.initial(normal()), denoiser.sigmas)).std().item()
+
+    is_spoilt = not 0.5 < std(0.01) / std(0.0) < 2
+    doubt = DiffusionObjective(schedule, prediction_type).doubt(num_inference_steps)
+    assert bool(doubt) == is_spoilt == (schedule == NoiseSchedule("cosine") and prediction_type == "epsilon")
+    assert (
+        not doubt
+        or f"the first of {num_inference_steps} sampling steps goes from sigma 20,291 (alphas_cumprod 2.4e-09)" in doubt
+    )
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 2, 4, 10, 20, 50])

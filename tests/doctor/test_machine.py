@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from sdscratch.commands import footprint
 from sdscratch.config import compose
@@ -34,6 +35,13 @@ def test_the_cpu_is_there_and_computes():
 def test_a_gpu_that_is_configured_but_not_there_fails():
     (finding,) = [finding for finding in machine.devices("gpu", 1) if finding.level == "fail"]
     assert "trainer=cpu" in finding.remedy
+
+
+def test_gpus_are_numbered_from_0():
+    asked = [1, 2, [0], [1], [0, 2], "auto", -1]
+    assert [machine.beyond(OmegaConf.create({"devices": devices}).devices, gpus=1) for devices in asked] == [
+        False, True, False, True, True, False, False
+    ]  # fmt: skip
 
 
 def test_attention_that_no_backend_can_compute_fails(monkeypatch):

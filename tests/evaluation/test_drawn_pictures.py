@@ -18,6 +18,7 @@ PROTOCOL = {
     "size": 32,
     "weights": "ema",
     "seed": 3,
+    "batch_size": 2,
 }
 
 
@@ -32,28 +33,28 @@ def content(folder):
 
 def test_pictures_drawn_at_once_in_parts_and_after_a_loss_are_the_same_bits(pipe, tmp_path):
     once = DrawnPictures(tmp_path / "once", PROMPTS, PROTOCOL)
-    once.draw(pipe, batch_size=2)
+    once.draw(pipe)
     wanted = content(once.folder)
     assert sorted(wanted) == [f"{i:05d}.png" for i in range(5)]
 
     parts = DrawnPictures(tmp_path / "parts", PROMPTS, PROTOCOL)
-    parts.draw(pipe, batch_size=2, part=(1, 2))
+    parts.draw(pipe, part=(1, 2))
     assert sorted(content(parts.folder)) == ["00002.png", "00003.png"]
-    parts.draw(pipe, batch_size=2, part=(0, 2))
+    parts.draw(pipe, part=(0, 2))
     assert content(parts.folder) == wanted
 
     (once.folder / "00003.png").unlink()
     again = DrawnPictures(once.folder, PROMPTS, PROTOCOL)
-    again.draw(pipe, batch_size=2)
+    again.draw(pipe)
     assert content(once.folder) == wanted
     assert again.picture(4).size == (32, 32)
 
 
 def test_what_is_there_is_not_drawn_again(pipe, tmp_path):
     drawn = DrawnPictures(tmp_path, PROMPTS, PROTOCOL)
-    drawn.draw(pipe, batch_size=2)
+    drawn.draw(pipe)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
-    drawn.draw(pipe, batch_size=2)
+    drawn.draw(pipe)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")} == before
 
 
@@ -61,6 +62,8 @@ def test_a_folder_of_another_protocol_is_refused_with_what_differs(tmp_path):
     DrawnPictures(tmp_path, PROMPTS, PROTOCOL)
     with pytest.raises(ConfigError, match=r"drawn otherwise \(seed: 3, not 4\)"):
         DrawnPictures(tmp_path, PROMPTS, {**PROTOCOL, "seed": 4})
+    with pytest.raises(ConfigError, match="batch_size: 2, not 3"):  # each of whose pictures would round otherwise
+        DrawnPictures(tmp_path, PROMPTS, {**PROTOCOL, "batch_size": 3})
 
 
 def test_a_damaged_picture_is_named(tmp_path):

@@ -46,7 +46,7 @@ def test_a_mark_of_an_unfinished_folder(tmp_path):
 
 def test_the_files_of_collections(tmp_path):
     (tmp_path / "imgs").mkdir()
-    for name in ("metadata.csv", "part-000001.zip", "imgs/000.tgz", "rows.parquet"):
+    for name in ("metadata.csv", "part-000001.zip", "imgs/000.tgz", "a_repath.jsonl", "rows.parquet"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match="no pictures in"):
         Folder(tmp_path, source="test").parts(10)
@@ -54,5 +54,7 @@ def test_the_files_of_collections(tmp_path):
         DiffusionDB(tmp_path).parts(10)
     with pytest.raises(DataError, match="no tgz files in"):
         JourneyDB(tmp_path).parts(10)
+    with pytest.raises(DataError, match="no .*_repath.jsonl.* in"):
+        JourneyDB(tmp_path).identity()
     with pytest.raises(DataError, match="no rows in"):
         UrlRows(tmp_path)

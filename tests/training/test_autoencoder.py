@@ -164,7 +164,7 @@ def test_a_perceptual_term_reaches_the_gradient_but_is_neither_trained_nor_saved
     plain, seeing = autoencoder(**settings), autoencoder(**settings, perceptual_weight=1.0)
     for module in (plain, seeing):
         fit(module, image_batch())
-    assert seeing.grad_norm > 1.05 * plain.grad_norm
+    assert seeing.report.grad_norm > 1.05 * plain.report.grad_norm
     assert all(torch.equal(tensor, before[name]) for name, tensor in features.state_dict().items())
     assert not any("perceptual" in name for name in seeing.state_dict())
     assert seeing.losses(image_batch())["perceptual"] > 0

@@ -355,7 +355,7 @@ def test_a_phase_whose_process_was_killed_is_not_said_to_run(two, capsys):
         (["p1_laion"], [], "p1_laion"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[name=x]"], "name is set by the curriculum itself"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[optimizer.lrr=1]"], "did you mean 'optimizer.lr'"),
-        (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "init.weights"),
+        (["p1_laion_broad", "p4_faces"], ["handover.weights=best"], "handover.weights='best' is unknown"),
         (["p1_laion_broad"], ["overrides.p1_laion_broad=[max_steps=0]"], "expected a whole number"),
         (
             ["p1_laion_broad", "p4_faces"],

@@ -179,7 +179,7 @@ def test_the_norm_that_is_kept_is_torchs_and_a_fused_step_goes_by_clipped_gradie
     reference.network = twin
     reference.losses(image_batch())["loss"].backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
-    assert module.grad_norm == pytest.approx(float(norm), rel=1e-6)
+    assert module.report.grad_norm == pytest.approx(float(norm), rel=1e-6)
     left = torch.nn.utils.get_total_norm([p.grad for p in module.network.parameters() if p.grad is not None])
     assert left == pytest.approx(min(float(norm), max_grad_norm), rel=1e-3)
 
@@ -190,6 +190,6 @@ def test_a_gradient_scaler_changes_neither_the_norm_nor_the_clipping():
     fit(plain, image_batch())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     fit(scaled, image_batch(), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
-    assert scaled.grad_norm == pytest.approx(float(plain.grad_norm), rel=0.05)
+    assert scaled.report.grad_norm == pytest.approx(float(plain.report.grad_norm), rel=0.05)
     left = torch.nn.utils.get_total_norm([p.grad for p in scaled.network.parameters() if p.grad is not None])
     assert left == pytest.approx(0.1, rel=1e-2)

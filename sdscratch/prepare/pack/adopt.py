@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdscratch.data import tar
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.images import image_member, open_image
-from sdscratch.data.index import OpenFiles, ShardIndex
+from sdscratch.data.index import OpenFiles, ShardIndex, samples_of
 from sdscratch.data.manifest import Manifest, Shard
-from sdscratch.data.shards import BAD, KEY, KEY_IN_WORDS, SUFFIXES, UNFINISHED, Members
+from sdscratch.data.shards import BAD, KEY, KEY_IN_WORDS, UNFINISHED, Members
 from sdscratch.errors import DataError, check_choice
 from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 from sdscratch.prepare.engine import Engine, map_shards
@@ -130,7 +129,7 @@ def _examine(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
 def _part(path: Path) -> dict[str, Any]:
     keys, files, bad = set[str](), OpenFiles(), list[dict[str, str]]()
     sources, licences = Counter[str](), Counter[str]()
-    for key, places in _samples(path):
+    for key, places in samples_of(path):
         if not KEY.fullmatch(key):  # which nobody could write again, as encoding does
             raise DataError(f"{path} holds the key {key!r}: expected {KEY_IN_WORDS}. Write it again with other names.")
         if key in keys:
@@ -140,10 +139,10 @@ def _part(path: Path) -> dict[str, Any]:
             raise DataError(
                 f"{path} holds latents ({key}): nothing in a tar says which VAE made them. Adopt images, and encode them."
             )
-        size = max(member.size for member in places.values())
+        size = max(size for _, size in places.values())
         reason, record = f"a member of {size} bytes", dict[str, Any]()
         if size <= MAX_BYTES:
-            members = {s: files.read(str(path), member.offset, member.size) for s, member in places.items()}
+            members = {s: files.read(str(path), *place) for s, place in places.items()}
             reason, record = _what_is_wrong(members), record_of(members)
         if reason:
             bad.append({"shard": path.name, "key": key, "reason": reason})
@@ -151,25 +150,6 @@ def _part(path: Path) -> dict[str, Any]:
         licences[str(record.get("licence", "unknown"))] += 1
     shard = Shard(path.name, path.stat().st_size, sha256_of(path), len(keys))
     return {"shard": asdict(shard), "sources": sources, "licences": licences, "bad": bad}
-
-
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, tar.Member]]]:
-    """Runs of members of one key, as the index takes them. Members of other suffixes are nobody's."""
-    key, places = "", dict[str, tar.Member]()
-    for member in tar.members(path):
-        folder, _, file = member.name.rpartition("/")
-        stem, _, suffix = file.partition(".")
-        if not stem or (suffix := suffix.lower()) not in SUFFIXES:
-            continue
-        mine = f"{folder}/{stem}" if folder else stem
-        if mine != key and places:
-            yield key, places
-            places = {}
-        if suffix in places:
-            raise DataError(f"{path} holds {member.name!r} twice. Write the shard again without one of them.")
-        key, places[suffix] = mine, member
-    if places:
-        yield key, places
 
 
 def _what_is_wrong(members: Members) -> str:

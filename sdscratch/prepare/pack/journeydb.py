@@ -52,7 +52,7 @@ class JourneyDB:
     @cached_property
     def annotations_file(self) -> Path:
         pattern = self.annotations or "*_repath.jsonl*"
-        found = sorted(Path(self.path).glob(pattern))
+        found = sorted(filter(Path.is_file, Path(self.path).glob(pattern)))
         if not found:
             raise DataError(f"no {pattern} in {self.path}: expected JourneyDB's annotations")
         return found[0]  # the .jsonl, where it lies beside the .jsonl.tgz that it came in
