@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +13,11 @@ from pydantic import BaseModel, Field
 from sdscratch.errors import RunFolderError
 from sdscratch.files import is_text
 from sdscratch.run_folder import RunFolder, runs_below
+from sdscratch.serving.metrics import MOST, Point, metrics_of
 from sdscratch.serving.problems import Problem, ProblemBody
 
 SAMPLES = re.compile(r"step_(\d+)")
-Point = tuple[int, float | None]
-Points = Annotated[int, Query(ge=1, le=10_000, description="at most so many points of each series")]
+Points = Annotated[int, Query(ge=1, le=MOST, description="at most so many points of each series")]
 
 
 class RunView(BaseModel):
@@ -67,12 +66,7 @@ def runs_router(root: Path) -> APIRouter:
     @router.get("/{name:path}/metrics")
     def metrics(name: str, points: Points = 800) -> MetricsView:
         """The numbers so far. Where there are more than `points` of a kind, each is the mean of its neighbours."""
-        columns: dict[str, list[Point]] = {}
-        for row in _find(root, name).read_metrics():
-            step = int(row.pop("step"))
-            for column, value in row.items():
-                columns.setdefault(column, []).append((step, value))
-        return MetricsView(series={column: thinned(series, points) for column, series in columns.items()})
+        return MetricsView(series=metrics_of(_find(root, name).metrics_file).series(points))
 
     @router.get("/{name:path}/samples")
     def samples(name: str) -> list[SampleView]:
@@ -90,18 +84,6 @@ def runs_router(root: Path) -> APIRouter:
             raise Problem(404, "there is no such picture", "picture", hint) from error
 
     return router
-
-
-def thinned(series: list[Point], points: int) -> list[Point]:
-    """At most `points` of them: means of neighbours, at the last one's step; None where one of them is not finite."""
-    width = math.ceil(len(series) / points)
-    groups = [series[first : first + width] for first in range(0, len(series), width)] if series else []
-    return [(group[-1][0], _mean([value for _, value in group])) for group in groups]
-
-
-def _mean(values: list[float | None]) -> float | None:
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if len(finite) == len(values) else None
 
 
 def _find(root: Path, name: str) -> RunFolder:

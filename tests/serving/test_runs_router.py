@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.serving.problems import answer_problems
-from sdscratch.serving.runs import runs_router, thinned
+from sdscratch.serving.runs import runs_router
 
 
 @pytest.fixture
@@ -61,16 +61,6 @@ def test_metrics_are_series_by_column_in_which_nan_is_null(client, root):
     RunFolder(root / "shapes").append_metrics({"step": 40, "train/loss": 0.2})
     grown = client.get("/runs/shapes/metrics", params={"points": 2}).json()["series"]["train/loss"]
     assert grown == [[20, None], [40, 0.225]]
-
-
-@pytest.mark.parametrize(("count", "points"), [(0, 5), (1, 1), (5, 5), (6, 5), (1001, 800)])
-def test_a_thinned_series_keeps_its_mean_and_its_end_and_the_number_asked_for(count, points):
-    series = [(step, float(step)) for step in range(count)]
-    thin = thinned(series, points)
-    assert len(thin) <= points
-    assert thin[-1:] == [] if not count else thin[-1][0] == count - 1
-    if count <= points:
-        assert thin == series
 
 
 def test_pictures_are_found_by_step_and_name(client, root):
