@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from sdscratch.errors import RunFolderError
@@ -78,10 +80,13 @@ def runs_router(root: Path) -> APIRouter:
     def picture(name: str, step: int, picture: str) -> Picture:
         """One of them, a PNG."""
         try:
-            return Picture(_samples(_find(root, name))[step][picture].read_bytes())
+            content = _samples(_find(root, name))[step][picture].read_bytes()
         except (KeyError, OSError) as error:
             hint = "GET /runs/NAME/samples has those that there are"
             raise Problem(404, "there is no such picture", "picture", hint) from error
+        if not _is_whole(content):
+            raise Problem(409, "this picture cannot be read", "picture", "it is damaged, or still being written")
+        return Picture(content)
 
     return router
 
@@ -113,6 +118,16 @@ def _written(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _is_whole(png: bytes) -> bool:
+    """A browser shows as much as there is, and be it nothing, without a word."""
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow has many for this, and names none of them
+        return False
+    return True
 
 
 def _samples(run: RunFolder) -> dict[int, dict[str, Path]]:

@@ -382,6 +382,23 @@ def test_the_page_of_runs_shows_pictures_and_curves_that_grow(open_page, run):
     expect(page.locator(".chart svg").first).to_have_attribute("aria-label", re.compile("training 0.125"))
 
 
+def test_a_picture_of_a_run_that_is_damaged_is_said_to_be_so(open_page, run):
+    file = run.path / "samples" / "step_00000010" / "ema.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    page = open_page(address="#runs/tiny")
+    page.locator(".samples input").focus()
+    page.keyboard.press("Home")
+    expect(page.locator(".samples .hint")).to_have_text(
+        "This picture cannot be read. It is damaged, or still being written."
+    )
+    expect(page.locator(".samples img")).to_be_hidden()
+    file.write_bytes(whole)
+    run.append_metrics({"step": 50, "train/loss": 0.125})
+    expect(page.locator(".samples img")).to_be_visible()
+    expect(page.locator(".samples .hint")).to_be_hidden()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(open_page, scheme):
     page = open_page(scheme=scheme)

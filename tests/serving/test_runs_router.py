@@ -74,6 +74,15 @@ def test_pictures_are_found_by_step_and_name(client, root):
     assert client.get("/runs/shapes/vae/samples").json() == []
 
 
+@pytest.mark.parametrize("kept", [0, 20, 60, -12])
+def test_a_picture_that_is_torn_is_said_to_be_so_rather_than_shown_in_part(client, root, kept):
+    file = root / "shapes" / "samples" / "step_00000020" / "ema.png"
+    file.write_bytes(file.read_bytes()[:kept])
+    answer = client.get("/runs/shapes/samples/20/ema.png")
+    assert answer.status_code == 409 and answer.json()["error"] == "this picture cannot be read"
+    assert client.get("/runs/shapes/samples/10/ema.png").status_code == 200
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -122,6 +131,11 @@ def a_picture_that_is_gone(run: Path) -> None:
     (run / "samples" / "step_00000001" / "ema.png").symlink_to("nowhere")
 
 
+def a_picture_that_is_empty(run: Path) -> None:
+    (run / "samples" / "step_00000001").mkdir(parents=True)
+    (run / "samples" / "step_00000001" / "ema.png").touch()
+
+
 def names_that_are_no_text(run: Path) -> None:
     (run / "samples" / "step_00000001").mkdir(parents=True)
     for name in ("samples/step_00000001/\udcff.png", "../\udcff"):
@@ -137,6 +151,7 @@ def names_that_are_no_text(run: Path) -> None:
         metrics_that_are_a_folder,
         a_picture_that_is_a_folder,
         a_picture_that_is_gone,
+        a_picture_that_is_empty,
         names_that_are_no_text,
     ],
 )

@@ -105,7 +105,7 @@ function faultOf(name) {
 export function showFault({ field: name, message, hint }) {
   const input = field(AT[name] ?? name);
   if (!name || !input) return false;
-  say(input, [message.replace(`${name}: `, ""), hint?.startsWith("GET ") ? null : hint].filter(Boolean).join("; "));
+  say(input, [message.replace(`${name}: `, ""), hint].filter(Boolean).join("; "));
   goTo(input);
   return true;
 }
