@@ -214,6 +214,24 @@ def test_a_drawing_that_ends_while_nobody_looks_is_there_afterwards(open_page, c
     expect(page.locator("#progress")).to_be_hidden()
 
 
+def test_each_tab_has_its_own_pictures_and_those_of_closed_tabs(open_page):
+    page = open_page()
+    draw(page)
+    expect_pictures(page, 1)
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#model")).to_have_value("tiny")
+    expect_pictures(other, 0)
+    draw(other, "a blue ring")
+    expect_pictures(other, 1)
+    page.reload()
+    expect(page.locator("#about-prompt")).to_have_text("a red circle")
+    expect_pictures(page, 1)
+    other.close()
+    page.reload()
+    expect_pictures(page, 2)
+
+
 # What goes wrong
 
 

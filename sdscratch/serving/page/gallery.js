@@ -12,7 +12,7 @@ export async function start(chose) {
   await store.load();
   choose(store.all()[0]?.id ?? null);
   document.getElementById("clear").addEventListener("click", async () => {
-    if (!confirm("Remove all pictures from this browser?")) return;
+    if (!confirm("Remove all of these pictures from this browser?")) return;
     await store.clear();
     choose(null);
   });
