@@ -277,10 +277,12 @@ def test_a_cost_too_high_a_full_queue_and_a_server_gone_are_told_apart(open_page
     body = {"prompt": "a red circle", "steps": ENDLESS}
     jobs = [caller.post("/jobs", json=body).json()["id"] for _ in range(QUEUE + 1)]
     draw(page)
-    notice("Try again in")
+    notice("Too many are waiting already. Try again in a while.")
     expect(page.locator("#go")).to_contain_text("Again in")
     for job in jobs:
         caller.delete(f"/jobs/{job}")
+    expect(page.locator("#go")).to_have_text("Draw", timeout=SOON)  # long before it was thought to be free
+    expect(page.locator("#notice")).to_be_empty()
 
 
 def test_a_wait_in_the_queue_is_shown(open_page, caller):
