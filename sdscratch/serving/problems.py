@@ -76,7 +76,14 @@ def answer_problems(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # FastAPI's, where a body is too deep or a number too long to be read as JSON
             return Problem(422, "the body cannot be read as JSON", hint=SEE_API).response()
-        return Problem(error.status_code, str(error.detail), hint=SEE_API).response(**(error.headers or {}))
+        headers = error.headers or {}
+        words = {
+            404: "there is nothing at this address",
+            405: f"{request.method} is not for this address: expected {headers.get('Allow', 'GET')}",
+        }
+        return Problem(error.status_code, words.get(error.status_code, str(error.detail)), hint=SEE_API).response(
+            **headers
+        )
 
     @app.exception_handler(SdscratchError)
     async def _(request: Request, error: SdscratchError) -> JSONResponse:

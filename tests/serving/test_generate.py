@@ -188,10 +188,19 @@ def test_the_cost_of_everything_together_is_limited_before_the_queue(client):
     assert client.get("/health").json()["queue"] == 0
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/generate"), ("GET", "/nothing"), ("DELETE", "/models/current")])
-def test_what_there_is_not_is_said_in_the_same_form(client, method, path):
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("GET", "/generate", "GET is not for this address: expected POST"),
+        ("GET", "/nothing", "there is nothing at this address"),
+        ("GET", "/page/nothing", "there is nothing at this address"),
+        ("DELETE", "/models/current", "DELETE is not for this address: expected PUT"),
+    ],
+)
+def test_what_there_is_not_is_said_in_the_same_form(client, method, path, words):
     answer = client.request(method, path)
     assert answer.status_code in (404, 405) and set(answer.json()) == {"error", "field", "hint"}
+    assert answer.json()["error"] == words
 
 
 def test_what_a_model_would_do_unasked_stays_within_the_limits():

@@ -344,6 +344,7 @@ def test_the_keyboard_is_enough(open_page):
     expect(page.locator("#about-prompt")).to_have_text("a red circle")
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
+    expect(page.locator("#viewer-next")).to_have_attribute("aria-disabled", "true")
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#viewer-caption")).to_contain_text("a blue ring")
     page.keyboard.press("Escape")

@@ -165,7 +165,7 @@ function markOrForget() {
   left = gallery.current();
   gallery.mark(left.id);
   at("compare").ariaPressed = "true";
-  at("gallery-title").textContent = "Choose the other";
+  at("gallery-title").textContent = "Compare with";
   at("gallery").scrollIntoView({ block: "nearest" });
   stage.say("Choose the picture to compare with");
 }
