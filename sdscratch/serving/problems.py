@@ -7,6 +7,7 @@ import logging
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -70,7 +71,7 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _unfit(error).response()
+        return _unfit(error, request.scope["route"]).response()
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
@@ -101,7 +102,7 @@ def our_fault() -> Problem:
     return Problem(500, "the server failed at this request", hint="its log says why; other requests are not affected")
 
 
-def _unfit(error: RequestValidationError) -> Problem:
+def _unfit(error: RequestValidationError, route: APIRoute) -> Problem:
     """The first of the things that do not fit, in our words: what was found, and what is expected."""
     first = error.errors()[0]
     kind, (part, *where) = first["type"], first["loc"]
@@ -112,7 +113,10 @@ def _unfit(error: RequestValidationError) -> Problem:
     if kind == "missing":
         return Problem(422, f"{name} is missing", field, SEE_API)
     if kind == "extra_forbidden":
-        return Problem(422, f"there is no field {json.dumps(name)}", field, SEE_API)
+        body = route.body_field and route.body_field.field_info.annotation
+        assert isinstance(body, type) and issubclass(body, BaseModel)  # nothing else forbids fields
+        known = ", ".join(body.model_fields)
+        return Problem(422, f"there is no field {json.dumps(name)}: expected some of {known}", field, SEE_API)
     if kind not in EXPECTED:
         return Problem(422, f"{name} does not fit: {first['msg']}", field, SEE_API)
     expected = EXPECTED[kind].format_map(first.get("ctx", {}))

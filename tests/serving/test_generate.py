@@ -119,8 +119,8 @@ JSON = {"Content-Type": "application/json"}
         ("cfg_scale", 31, "cfg_scale is 31: expected 0 to 30"),
         ("sampler", "euler_b", f'sampler is "euler_b": expected one of {", ".join(SAMPLERS)}'),
         ("weights", "emma", "weights is \"emma\": expected 'ema' or 'raw'"),
-        ("colour", "red", 'there is no field "colour"'),
-        ("two\nlines", "red", 'there is no field "two\\nlines"'),
+        ("colour", "red", f'there is no field "colour": expected some of {", ".join(Wish.model_fields)}'),
+        ("two\nlines", "red", f'there is no field "two\\nlines": expected some of {", ".join(Wish.model_fields)}'),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -416,7 +416,7 @@ def test_a_picture_of_a_run_that_is_damaged_is_said_to_be_so(open_page, run):
     expect(page.locator(".samples img")).to_be_hidden()
     file.write_bytes(whole)
     run.append_metrics({"step": 50, "train/loss": 0.125})
-    expect(page.locator(".samples img")).to_be_visible()
+    expect(page.locator(".samples img")).to_be_visible()  # at the page's next look, after 5 s
     expect(page.locator(".samples .hint")).to_be_hidden()
 
 
