@@ -283,8 +283,7 @@ class RunFolder:
     def _rows(self) -> list[dict[str, str]]:
         """The rows as text. A last line without its end is torn, or being written just now: it does not count.
 
-        Neither does anything from a NUL on, which is what some file systems make of the end when the power goes, nor a line
-        that is too long, or has too many cells or no number of steps.
+        Neither does anything from a NUL on, which is what some file systems make of the end when the power goes.
         """
         try:
             text = read_bytes(self.metrics_file).decode(errors="replace").partition("\0")[0]
@@ -294,8 +293,7 @@ class RunFolder:
             raise _cannot_read(self.metrics_file, error) from error
         header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
         names = next(csv.reader([header[:LONGEST_LINE]]), [])
-        rows = csv.DictReader((line for line in lines if len(line) < LONGEST_LINE), names, quoting=csv.QUOTE_NONE)
-        return [row for row in rows if None not in row and STEP.fullmatch(row.get("step") or "")]
+        return [row for line in lines if (row := as_row(names, line))]
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -334,6 +332,13 @@ def _is_lineage(lineage: Mapping[str, Any]) -> bool:
 
 def _is_range(value: object) -> bool:
     return isinstance(value, list) and [type(number) for number in value] == [int, int]
+
+
+def as_row(names: list[str], line: str) -> dict[str, str] | None:
+    """The cells of a line of metrics.csv. None where it is too long, or has too many of them or no number of steps."""
+    cells = line.split(",") if len(line) < LONGEST_LINE else []
+    row = dict(zip(names, cells, strict=False))
+    return row if len(cells) <= len(names) and STEP.fullmatch(row.get("step", "")) else None
 
 
 def as_number(text: str | None) -> float | None:

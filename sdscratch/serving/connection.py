@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sdscratch.serving.guard import CAREFUL
-from sdscratch.serving.problems import Problem
+from sdscratch.serving.problems import SEE_API, Problem
 
 MAX_HEAD = 64 * 1024
 END_OF_HEAD = b"\r\n\r\n"
@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
             self.reading.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Problem(400, "the request cannot be read as HTTP/1.1", hint="GET /openapi.json describes the API"))
+        self._refuse(Problem(400, "the request cannot be read as HTTP/1.1", hint=SEE_API))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         self.answering = cycle

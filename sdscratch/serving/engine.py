@@ -115,7 +115,7 @@ class Engine:
             return Problem(503, "the server is stopping", hint="try again in a while", retry_after=10)
         if len(self._waiting) >= self._queue:
             wait = min(math.ceil(self._seconds_each * self.jobs), LONGEST_WAIT)
-            return Problem(429, "too many are waiting already", hint=f"try again in {wait} s", retry_after=wait)
+            return Problem(429, "too many are waiting already", hint="try again in a while", retry_after=wait)
         return None
 
     def submit(self, wish: Wish) -> Job:

@@ -105,11 +105,11 @@ class Limits:
             raise Problem(422, "weights: this model has no raw ones", "weights", "ask for ema")
         for field, allowed in self.ranges(factor).items():
             value = getattr(wanted, field)
-            value = len(value) if isinstance(value, str) else value
-            if not allowed.min <= value <= allowed.max:
-                raise Problem(
-                    422, f"{field} is {value}: expected {allowed.min:g} to {allowed.max:g}", field, SEE_RANGES
-                )
+            size = len(value) if (is_text := isinstance(value, str)) else value
+            if not allowed.min <= size <= allowed.max:
+                found = f"of {size} characters" if is_text else f"{size:.15g}"
+                error = f"{field} is {found}: expected {allowed.min:.15g} to {allowed.max:.15g}"
+                raise Problem(422, error, field, SEE_RANGES)
         for field in ("width", "height"):
             if (side := getattr(wanted, field)) % factor:
                 raise Problem(422, f"{field} is {side}: expected a multiple of {factor}", field, SEE_RANGES)

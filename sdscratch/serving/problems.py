@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,7 +17,24 @@ from sdscratch.errors import SdscratchError
 
 log = logging.getLogger("sdscratch.serving")
 LONGEST_NAME = 100  # of a field that there is not
+LONGEST_VALUE = 40
 SEE_RANGES = "GET /config has all ranges"
+SEE_API = "GET /openapi.json describes the API"
+EXPECTED = {  # by pydantic's word for what is wrong; in braces what it tells of it
+    "model_attributes_type": "a JSON object, sent as Content-Type: application/json",
+    "string_type": "a text",
+    "string_unicode": "text in Unicode",
+    "string_too_short": "some text",
+    "string_too_long": "at most {max_length} characters",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than_equal": "at least {ge:.15g}",
+    "less_than_equal": "at most {le:.15g}",
+    "literal_error": "{expected}",
+    "value_error": "{error}",  # of our own validators
+}
 
 
 class ProblemBody(BaseModel):
@@ -52,14 +71,19 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _unfit(error).response()
+        return _unfit(error, request.scope["route"]).response()
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # FastAPI's, where a body is too deep or a number too long to be read as JSON
-            return Problem(422, "the body cannot be read as JSON", hint=SEE_RANGES).response()
-        return Problem(error.status_code, str(error.detail), hint="GET /openapi.json describes the API").response(
-            **(error.headers or {})
+            return Problem(422, "the body cannot be read as JSON", hint=SEE_API).response()
+        headers = error.headers or {}
+        words = {
+            404: "there is nothing at this address",
+            405: f"{request.method} is not for this address: expected {headers.get('Allow', 'GET')}",
+        }
+        return Problem(error.status_code, words.get(error.status_code, str(error.detail)), hint=SEE_API).response(
+            **headers
         )
 
     @app.exception_handler(SdscratchError)
@@ -78,10 +102,40 @@ def our_fault() -> Problem:
     return Problem(500, "the server failed at this request", hint="its log says why; other requests are not affected")
 
 
-def _unfit(error: RequestValidationError) -> Problem:
-    """The first of the things that do not fit. Values are not repeated: they may be long, or no text at all."""
+def _unfit(error: RequestValidationError, route: APIRoute) -> Problem:
+    """The first of the things that do not fit, in our words: what was found, and what is expected."""
     first = error.errors()[0]
-    where = [str(part)[:LONGEST_NAME] for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
-    field = where[0] if where else None
-    what = first["msg"].removeprefix("Value error, ")
-    return Problem(422, f"{field}: {what}" if field else f"the body does not fit: {what}", field, SEE_RANGES)
+    kind, (part, *where) = first["type"], first["loc"]
+    if kind == "json_invalid":
+        return Problem(422, f"the body cannot be read as JSON, from character {where[0] + 1} on", hint=SEE_API)
+    field = str(where[0])[:LONGEST_NAME] if where else None
+    name = "the body" if field is None else field
+    if kind == "missing":
+        return Problem(422, f"{name} is missing", field, SEE_API)
+    if kind == "extra_forbidden":
+        body = route.body_field and route.body_field.field_info.annotation
+        assert isinstance(body, type) and issubclass(body, BaseModel)  # nothing else forbids fields
+        known = ", ".join(body.model_fields)
+        return Problem(422, f"there is no field {json.dumps(name)}: expected some of {known}", field, SEE_API)
+    if kind not in EXPECTED:
+        return Problem(422, f"{name} does not fit: {first['msg']}", field, SEE_API)
+    expected = EXPECTED[kind].format_map(first.get("ctx", {}))
+    hint = SEE_RANGES if part == "body" and where else SEE_API
+    return Problem(422, f"{name} is {_found(first['input'])}: expected {expected}", field, hint)
+
+
+def _found(value: object) -> str:
+    """A value in a few words: it may be long, or no text at all."""
+    match value:
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case bytes():
+            return "not said to be JSON"
+        case str() if not value.strip():
+            return "empty"
+    text = json.dumps(value)
+    if len(text) <= LONGEST_VALUE:
+        return text
+    return f"a text of {len(value)} characters" if isinstance(value, str) else f"a number of {len(text)} digits"

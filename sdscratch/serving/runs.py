@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import io
 import re
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from sdscratch.errors import RunFolderError
 from sdscratch.files import is_text
 from sdscratch.run_folder import RunFolder, runs_below
+from sdscratch.serving.metrics import MOST, Point, metrics_of
 from sdscratch.serving.problems import Problem, ProblemBody
 
 SAMPLES = re.compile(r"step_(\d+)")
-Point = tuple[int, float | None]
-Points = Annotated[int, Query(ge=1, le=10_000, description="at most so many points of each series")]
+Points = Annotated[int, Query(ge=1, le=MOST, description="at most so many points of each series")]
 
 
 class RunView(BaseModel):
@@ -67,12 +68,7 @@ def runs_router(root: Path) -> APIRouter:
     @router.get("/{name:path}/metrics")
     def metrics(name: str, points: Points = 800) -> MetricsView:
         """The numbers so far. Where there are more than `points` of a kind, each is the mean of its neighbours."""
-        columns: dict[str, list[Point]] = {}
-        for row in _find(root, name).read_metrics():
-            step = int(row.pop("step"))
-            for column, value in row.items():
-                columns.setdefault(column, []).append((step, value))
-        return MetricsView(series={column: thinned(series, points) for column, series in columns.items()})
+        return MetricsView(series=metrics_of(_find(root, name).metrics_file).series(points))
 
     @router.get("/{name:path}/samples")
     def samples(name: str) -> list[SampleView]:
@@ -84,24 +80,15 @@ def runs_router(root: Path) -> APIRouter:
     def picture(name: str, step: int, picture: str) -> Picture:
         """One of them, a PNG."""
         try:
-            return Picture(_samples(_find(root, name))[step][picture].read_bytes())
+            content = _samples(_find(root, name))[step][picture].read_bytes()
         except (KeyError, OSError) as error:
             hint = "GET /runs/NAME/samples has those that there are"
             raise Problem(404, "there is no such picture", "picture", hint) from error
+        if not _is_whole(content):
+            raise Problem(409, "this picture cannot be read", "picture", "it is damaged, or still being written")
+        return Picture(content)
 
     return router
-
-
-def thinned(series: list[Point], points: int) -> list[Point]:
-    """At most `points` of them: means of neighbours, at the last one's step; None where one of them is not finite."""
-    width = math.ceil(len(series) / points)
-    groups = [series[first : first + width] for first in range(0, len(series), width)] if series else []
-    return [(group[-1][0], _mean([value for _, value in group])) for group in groups]
-
-
-def _mean(values: list[float | None]) -> float | None:
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if len(finite) == len(values) else None
 
 
 def _find(root: Path, name: str) -> RunFolder:
@@ -131,6 +118,16 @@ def _written(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _is_whole(png: bytes) -> bool:
+    """A browser shows as much as there is, and be it nothing, without a word."""
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow has many for this, and names none of them
+        return False
+    return True
 
 
 def _samples(run: RunFolder) -> dict[int, dict[str, Path]]:

@@ -15,15 +15,18 @@ MAX_SIDE, MAX_STEPS, MAX_GUIDANCE, MAX_COUNT, MAX_TEXT = 4096, 1000, 100.0, 64, 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
+# What a ValueError of these says is what is expected.
+
+
 def _known_sampler(name: str) -> str:
     if name not in SAMPLERS:
-        raise ValueError(f"expected one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"one of {', '.join(SAMPLERS)}")
     return name
 
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("expected some text")
+        raise ValueError("some text")
     return text
 
 

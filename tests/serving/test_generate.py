@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from serving import picture, same
 
+from sdscratch.diffusion.samplers import SAMPLERS
 from sdscratch.pipeline import SamplingDefaults
 from sdscratch.serving.limits import Limits
 from sdscratch.serving.schemas import Size, Wish
@@ -103,6 +105,45 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("prompt", " ", "prompt is empty: expected some text"),
+        ("prompt", None, "prompt is null: expected a text"),
+        ("prompt", "x" * 2001, "prompt is of 2001 characters: expected 1 to 2000"),
+        ("prompt", "x" * 10_001, "prompt is a text of 10001 characters: expected at most 10000 characters"),
+        ("steps", 10**9, "steps is 1000000000: expected at most 1000"),
+        ("steps", 10**50, "steps is a number of 51 digits: expected at most 1000"),
+        ("steps", 2.5, "steps is 2.5: expected a whole number"),
+        ("steps", {}, "steps is an object: expected a whole number"),
+        ("cfg_scale", math.nan, "cfg_scale is NaN: expected a finite number"),
+        ("cfg_scale", 31, "cfg_scale is 31: expected 0 to 30"),
+        ("sampler", "euler_b", f'sampler is "euler_b": expected one of {", ".join(SAMPLERS)}'),
+        ("weights", "emma", "weights is \"emma\": expected 'ema' or 'raw'"),
+        ("colour", "red", f'there is no field "colour": expected some of {", ".join(Wish.model_fields)}'),
+        ("two\nlines", "red", f'there is no field "two\\nlines": expected some of {", ".join(Wish.model_fields)}'),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_does_not_fit_is_said_in_our_words(client, field, value, words):
+    body = json.dumps({"prompt": PROMPT, "steps": 1, field: value})
+    assert client.post("/generate", content=body, headers=JSON).json()["error"] == words
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "words"),
+    [
+        (b"{}", JSON, "prompt is missing"),
+        (b"", JSON, "the body is missing"),
+        (b"[]", JSON, "the body is a list: expected a JSON object, sent as Content-Type: application/json"),
+        (b'{"prompt": ', JSON, "the body cannot be read as JSON, from character 12 on"),
+        (b"{}", {}, "the body is not said to be JSON: expected a JSON object, sent as Content-Type: application/json"),
+    ],
+)
+def test_a_body_that_does_not_fit_is_said_in_our_words(client, body, headers, words):
+    assert client.post("/generate", content=body, headers=headers).json()["error"] == words
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
@@ -147,10 +188,19 @@ def test_the_cost_of_everything_together_is_limited_before_the_queue(client):
     assert client.get("/health").json()["queue"] == 0
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/generate"), ("GET", "/nothing"), ("DELETE", "/models/current")])
-def test_what_there_is_not_is_said_in_the_same_form(client, method, path):
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("GET", "/generate", "GET is not for this address: expected POST"),
+        ("GET", "/nothing", "there is nothing at this address"),
+        ("GET", "/page/nothing", "there is nothing at this address"),
+        ("DELETE", "/models/current", "DELETE is not for this address: expected PUT"),
+    ],
+)
+def test_what_there_is_not_is_said_in_the_same_form(client, method, path, words):
     answer = client.request(method, path)
     assert answer.status_code in (404, 405) and set(answer.json()) == {"error", "field", "hint"}
+    assert answer.json()["error"] == words
 
 
 def test_what_a_model_would_do_unasked_stays_within_the_limits():

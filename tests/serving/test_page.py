@@ -214,6 +214,24 @@ def test_a_drawing_that_ends_while_nobody_looks_is_there_afterwards(open_page, c
     expect(page.locator("#progress")).to_be_hidden()
 
 
+def test_each_tab_has_its_own_pictures_and_those_of_closed_tabs(open_page):
+    page = open_page()
+    draw(page)
+    expect_pictures(page, 1)
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#model")).to_have_value("tiny")
+    expect_pictures(other, 0)
+    draw(other, "a blue ring")
+    expect_pictures(other, 1)
+    page.reload()
+    expect(page.locator("#about-prompt")).to_have_text("a red circle")
+    expect_pictures(page, 1)
+    other.close()
+    page.reload()
+    expect_pictures(page, 2)
+
+
 # What goes wrong
 
 
@@ -259,10 +277,12 @@ def test_a_cost_too_high_a_full_queue_and_a_server_gone_are_told_apart(open_page
     body = {"prompt": "a red circle", "steps": ENDLESS}
     jobs = [caller.post("/jobs", json=body).json()["id"] for _ in range(QUEUE + 1)]
     draw(page)
-    notice("Try again in")
+    notice("Too many are waiting already. Try again in a while.")
     expect(page.locator("#go")).to_contain_text("Again in")
     for job in jobs:
         caller.delete(f"/jobs/{job}")
+    expect(page.locator("#go")).to_have_text("Draw", timeout=SOON)  # long before it was thought to be free
+    expect(page.locator("#notice")).to_be_empty()
 
 
 def test_a_wait_in_the_queue_is_shown(open_page, caller):
@@ -324,6 +344,7 @@ def test_the_keyboard_is_enough(open_page):
     expect(page.locator("#about-prompt")).to_have_text("a red circle")
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
+    expect(page.locator("#viewer-next")).to_have_attribute("aria-disabled", "true")
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#viewer-caption")).to_contain_text("a blue ring")
     page.keyboard.press("Escape")
@@ -380,6 +401,23 @@ def test_the_page_of_runs_shows_pictures_and_curves_that_grow(open_page, run):
     assert natural_size(page, ".samples img")[0] > 32
     run.append_metrics({"step": 40, "train/loss": 0.125})
     expect(page.locator(".chart svg").first).to_have_attribute("aria-label", re.compile("training 0.125"))
+
+
+def test_a_picture_of_a_run_that_is_damaged_is_said_to_be_so(open_page, run):
+    file = run.path / "samples" / "step_00000010" / "ema.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    page = open_page(address="#runs/tiny")
+    page.locator(".samples input").focus()
+    page.keyboard.press("Home")
+    expect(page.locator(".samples .hint")).to_have_text(
+        "This picture cannot be read. It is damaged, or still being written."
+    )
+    expect(page.locator(".samples img")).to_be_hidden()
+    file.write_bytes(whole)
+    run.append_metrics({"step": 50, "train/loss": 0.125})
+    expect(page.locator(".samples img")).to_be_visible()  # at the page's next look, after 5 s
+    expect(page.locator(".samples .hint")).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

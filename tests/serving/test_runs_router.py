@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdscratch.run_folder import RunFolder
 from sdscratch.serving.problems import answer_problems
-from sdscratch.serving.runs import runs_router, thinned
+from sdscratch.serving.runs import runs_router
 
 
 @pytest.fixture
@@ -63,16 +63,6 @@ def test_metrics_are_series_by_column_in_which_nan_is_null(client, root):
     assert grown == [[20, None], [40, 0.225]]
 
 
-@pytest.mark.parametrize(("count", "points"), [(0, 5), (1, 1), (5, 5), (6, 5), (1001, 800)])
-def test_a_thinned_series_keeps_its_mean_and_its_end_and_the_number_asked_for(count, points):
-    series = [(step, float(step)) for step in range(count)]
-    thin = thinned(series, points)
-    assert len(thin) <= points
-    assert thin[-1:] == [] if not count else thin[-1][0] == count - 1
-    if count <= points:
-        assert thin == series
-
-
 def test_pictures_are_found_by_step_and_name(client, root):
     assert client.get("/runs/shapes/samples").json() == [
         {"step": 10, "pictures": ["ema.png"]},
@@ -82,6 +72,15 @@ def test_pictures_are_found_by_step_and_name(client, root):
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).getpixel((0, 0)) == (20, 0, 0)
     assert client.get("/runs/shapes/vae/samples").json() == []
+
+
+@pytest.mark.parametrize("kept", [0, 20, 60, -12])
+def test_a_picture_that_is_torn_is_said_to_be_so_rather_than_shown_in_part(client, root, kept):
+    file = root / "shapes" / "samples" / "step_00000020" / "ema.png"
+    file.write_bytes(file.read_bytes()[:kept])
+    answer = client.get("/runs/shapes/samples/20/ema.png")
+    assert answer.status_code == 409 and answer.json()["error"] == "this picture cannot be read"
+    assert client.get("/runs/shapes/samples/10/ema.png").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -132,6 +131,11 @@ def a_picture_that_is_gone(run: Path) -> None:
     (run / "samples" / "step_00000001" / "ema.png").symlink_to("nowhere")
 
 
+def a_picture_that_is_empty(run: Path) -> None:
+    (run / "samples" / "step_00000001").mkdir(parents=True)
+    (run / "samples" / "step_00000001" / "ema.png").touch()
+
+
 def names_that_are_no_text(run: Path) -> None:
     (run / "samples" / "step_00000001").mkdir(parents=True)
     for name in ("samples/step_00000001/\udcff.png", "../\udcff"):
@@ -147,6 +151,7 @@ def names_that_are_no_text(run: Path) -> None:
         metrics_that_are_a_folder,
         a_picture_that_is_a_folder,
         a_picture_that_is_gone,
+        a_picture_that_is_empty,
         names_that_are_no_text,
     ],
 )

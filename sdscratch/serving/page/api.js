@@ -4,7 +4,7 @@ export class Refusal extends Error {
   // status: as HTTP has it; 0 where no answer came. field: which setting is wrong, or null. seconds: when to try again, or null.
   constructor(status, message, { field = null, hint = null, seconds = null } = {}) {
     super(message);
-    Object.assign(this, { status, field, hint, seconds });
+    Object.assign(this, { status, field, seconds, hint: hint?.startsWith("GET ") ? null : hint }); // what to GET is for programs
   }
 }
 

@@ -28,7 +28,9 @@ export function chart(title, log) {
     const steps = lines.flatMap(({ points }) => points.map(([step]) => step));
     const values = lines.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value !== null && (!log || value > 0));
     const scaleY = (log ? logarithmic : linear)(padded(range(values), log), [bottom, top]);
-    const heights = scaleY.ticks(4).map((value) => [scaleY(value), short(value)]);
+    const marks = scaleY.ticks(4);
+    const largest = log ? undefined : Math.max(...marks.map(Math.abs));
+    const heights = marks.map((value) => [scaleY(value), short(value, largest)]);
     const left = (1 + 0.62 * Math.max(...heights.map(([, text]) => text.length))) * em; // what the numbers need
     scaleX = linear([0, Math.max(1, ...steps)], [left, right]);
     const parts = [];
@@ -36,7 +38,7 @@ export function chart(title, log) {
       parts.push(node("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
       parts.push(node("text", { x: left - 0.6 * em, y: y + 0.35 * em, "text-anchor": "end" }, text));
     }
-    for (const step of scaleX.ticks(Math.max(2, Math.floor(width / (9 * em))))) {
+    for (const step of scaleX.ticks(Math.max(2, Math.floor(width / (7 * em))))) {
       const x = scaleX(step);
       parts.push(node("text", { x, y: height - 0.4 * em, "text-anchor": x > width - 2.5 * em ? "end" : "middle" }, short(step)));
     }
@@ -170,12 +172,12 @@ const nearest = (lines, step) => everyStep(lines).reduce((best, each) => (Math.a
 // The last value up to a step, or of all; undefined where there is none.
 const valueAt = (points, step) => points.findLast(([each, value]) => value !== null && (step === null || each <= step))?.[1];
 
-function short(value) {
+// size: what is written beside it, so that it is written alike.
+function short(value, size = Math.abs(value)) {
   if (value === undefined) return "–";
-  const size = Math.abs(value);
   if (size >= 1e4) return value.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
   if (size >= 1e3) return Math.round(value).toLocaleString("en");
-  if (size !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
+  if (value !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
   return String(Number(value.toPrecision(3)));
 }
 

@@ -141,11 +141,11 @@ function busy(id) {
   at("go").textContent = job === null ? "Draw" : "Drawing";
 }
 
-// The button counts down to when the server wants to be asked again.
+// The button counts down to when the server wants to be asked again, or has nothing to do any more.
 function waitFor(seconds) {
   at("go").ariaDisabled = "true";
   at("go").textContent = `Again in ${seconds} s`;
-  if (seconds > 0) return void setTimeout(waitFor, 1000, seconds - 1);
+  if (seconds > 0) return void setTimeout(() => waitFor(header.isReady() ? 0 : seconds - 1), 1000);
   notice.clear();
   busy(job);
 }
@@ -165,7 +165,7 @@ function markOrForget() {
   left = gallery.current();
   gallery.mark(left.id);
   at("compare").ariaPressed = "true";
-  at("gallery-title").textContent = "Choose the other";
+  at("gallery-title").textContent = "Compare with";
   at("gallery").scrollIntoView({ block: "nearest" });
   stage.say("Choose the picture to compare with");
 }

@@ -105,7 +105,8 @@ function faultOf(name) {
 export function showFault({ field: name, message, hint }) {
   const input = field(AT[name] ?? name);
   if (!name || !input) return false;
-  say(input, [message.replace(`${name}: `, ""), hint?.startsWith("GET ") ? null : hint].filter(Boolean).join("; "));
+  const text = [message.replace(`${name}: `, ""), hint].filter(Boolean).join("; ");
+  say(input, text[0].toUpperCase() + text.slice(1));
   goTo(input);
   return true;
 }

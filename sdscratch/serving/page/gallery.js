@@ -12,7 +12,7 @@ export async function start(chose) {
   await store.load();
   choose(store.all()[0]?.id ?? null);
   document.getElementById("clear").addEventListener("click", async () => {
-    if (!confirm("Remove all pictures from this browser?")) return;
+    if (!confirm("Remove all of these pictures from this browser?")) return;
     await store.clear();
     choose(null);
   });
@@ -34,12 +34,18 @@ export function choose(id) {
   onChoice(current());
 }
 
-// Go `by` pictures on from the one that is chosen; stays at the ends.
-export function step(by) {
+// The picture `by` on from the one that is chosen, or the last before the end; null at the end.
+export function neighbour(by) {
   const entries = store.all();
   const at = entries.findIndex(({ id }) => id === chosen);
   const next = entries[Math.max(0, Math.min(entries.length - 1, at + by))];
-  if (!next || next.id === chosen) return;
+  return next && next.id !== chosen ? next : null;
+}
+
+// Go there.
+export function step(by) {
+  const next = neighbour(by);
+  if (!next) return;
   choose(next.id);
   const tile = list.querySelector("[aria-current]");
   tile.scrollIntoView({ block: "nearest" });

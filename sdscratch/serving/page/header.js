@@ -42,6 +42,8 @@ function tellHealth(state, text) {
   if (health.textContent !== text) health.textContent = text; // or it would be read out again and again
 }
 
+export const isReady = () => health.dataset.state === "ready";
+
 // Something has changed that the header tells of.
 export function lookAgain() {
   asked = true;

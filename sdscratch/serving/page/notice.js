@@ -15,8 +15,7 @@ export function clear(kind = place.dataset.kind) {
 // refusal: {status, message, field, hint, seconds}, of a request or of a drawing that failed.
 export function show(refusal) {
   if (refusal.field && showFault(refusal)) return;
-  const hint = refusal.seconds ? `Try again in ${refusal.seconds} s` : refusal.hint;
   place.dataset.kind = refusal.seconds ? "wait" : refusal.status === 0 ? "gone" : "error";
-  place.textContent = sentences(refusal.message, hint);
+  place.textContent = sentences(refusal.message, refusal.hint);
   place.scrollIntoView({ block: "nearest" });
 }

@@ -45,7 +45,7 @@ async function look(name, address, view, signal) {
   showList(runs, name);
   const run = runs.find((each) => each.name === name);
   if (!run) {
-    if (name) say(`There is no run ${name}.`, "The list has those that there are.");
+    if (name) say(`There is no run “${name}”.`, "The list has those that there are.");
     else say("No run has been trained here yet.", "This trains one in minutes: ", element("code", { textContent: "sdscratch quickstart" }));
     return null;
   }

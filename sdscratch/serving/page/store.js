@@ -1,8 +1,10 @@
 // The pictures drawn so far, kept in this browser (IndexedDB); in memory alone where it keeps nothing, as in private windows.
+// A tab has those that it has drawn, and those of tabs that are closed: what another that is open draws is that one's.
 
 const MOST = 200;
+const tab = (sessionStorage.tab ??= `tab ${Math.random()}`); // the same after a reload
 let database = null;
-const kept = new Map(); // id -> {id, image (data URI), parameters, at (ms)}
+const kept = new Map(); // id -> {id, image (data URI), parameters, at (ms), tab}
 
 const done = (request) => new Promise((resolve, reject) => {
   request.onsuccess = () => resolve(request.result);
@@ -16,18 +18,26 @@ export async function load() {
     const opening = indexedDB.open("sdscratch", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("pictures", { keyPath: "id" });
     database = await done(opening);
-    for (const entry of await done(pictures("readonly").getAll())) kept.set(entry.id, entry);
+    const others = await otherTabs();
+    for (const entry of await done(pictures("readonly").getAll())) if (!others.has(entry.tab)) kept.set(entry.id, entry);
   } catch {
     database = null;
   }
   return all();
 }
 
+// Those that are open now. Each holds the lock of its name as long as it is; without locks, as over plain HTTP, nobody knows.
+async function otherTabs() {
+  navigator.locks?.request(tab, () => new Promise(() => {}));
+  const held = (await navigator.locks?.query())?.held ?? [];
+  return new Set(held.map(({ name }) => name).filter((name) => name !== tab));
+}
+
 export const all = () => [...kept.values()].sort((a, b) => b.at - a.at || a.id.localeCompare(b.id, "en", { numeric: true }));
 
 // A picture that is there already keeps its place: a reload may meet the end of the same drawing again.
 export async function add(entries) {
-  for (const entry of entries) if (!kept.has(entry.id)) kept.set(entry.id, entry);
+  for (const entry of entries) if (!kept.has(entry.id)) kept.set(entry.id, { ...entry, tab });
   const leave = all().slice(MOST);
   for (const { id } of leave) kept.delete(id);
   await write((store) => {
@@ -42,8 +52,9 @@ export async function forget(id) {
 }
 
 export async function clear() {
+  const leave = [...kept.keys()];
   kept.clear();
-  await write((store) => store.clear());
+  await write((store) => leave.forEach((id) => store.delete(id)));
 }
 
 async function write(change) {

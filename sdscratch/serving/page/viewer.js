@@ -1,6 +1,6 @@
 // A picture on the whole screen, and two beside each other.
 
-import { current, step } from "./gallery.js";
+import { current, neighbour, step } from "./gallery.js";
 import { inWords, named, put } from "./picture.js";
 
 const viewer = document.getElementById("viewer");
@@ -38,6 +38,7 @@ function fill() {
   const { image, parameters } = current();
   put(document.getElementById("viewer-picture"), image, parameters, named(parameters));
   document.getElementById("viewer-caption").textContent = `${parameters.prompt} · ${inWords(parameters)}`;
+  for (const [name, by] of [["previous", -1], ["next", 1]]) document.getElementById(`viewer-${name}`).ariaDisabled = String(!neighbour(by));
 }
 
 export function compare(left, right) {
