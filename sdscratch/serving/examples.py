@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from sdscratch.files import read_bytes
 from sdscratch.interop.run_checkpoint import run_around
 from sdscratch.run_folder import RunFolder
 
@@ -15,6 +16,6 @@ def examples_of(model: str) -> list[str]:
     """The prompts of which training drew its previews; none where there is no run around the model, or it says none."""
     run = run_around(Path(model)) or RunFolder(model)
     with suppress(OSError, UnicodeError, yaml.YAMLError, LookupError, AttributeError, TypeError):
-        recipe = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(read_bytes(run.config_file))
         return [str(prompt) for prompt in recipe["stage"].get("preview_prompts") or ()]
     return []

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sdscratch.errors import RunFolderError
+from sdscratch.files import check_file
 from sdscratch.run_folder import LONGEST_LINE, as_number, as_row
 
 MOST = 10_000  # points that are kept of a column
@@ -72,6 +73,7 @@ class Metrics:
 
     def _read_on(self) -> None:
         """A line without its end, or with a NUL in it, is torn, or being written just now: it does not count yet."""
+        check_file(self.file)
         with self.file.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             file.seek(self._read - len(self._last_line))

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from sdscratch.errors import RunFolderError
-from sdscratch.files import is_text
+from sdscratch.files import is_text, read_bytes
 from sdscratch.run_folder import RunFolder, runs_below
 from sdscratch.serving.metrics import MOST, Point, metrics_of
 from sdscratch.serving.problems import Problem, ProblemBody
@@ -80,7 +80,7 @@ def runs_router(root: Path) -> APIRouter:
     def picture(name: str, step: int, picture: str) -> Picture:
         """One of them, a PNG."""
         try:
-            content = _samples(_find(root, name))[step][picture].read_bytes()
+            content = read_bytes(_samples(_find(root, name))[step][picture])
         except (KeyError, OSError) as error:
             hint = "GET /runs/NAME/samples has those that there are"
             raise Problem(404, "there is no such picture", "picture", hint) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sdscratch.run_folder import RunFolder
@@ -16,3 +17,6 @@ def test_a_model_comes_with_the_prompts_of_its_training_where_they_are_known(tin
     for damage in ("stage: [", "stage:", "- stage", ""):
         (tmp_path / "config.yaml").write_text(damage)
         assert examples_of(str(tmp_path)) == []
+    (tmp_path / "config.yaml").unlink()
+    os.mkfifo(tmp_path / "config.yaml")
+    assert examples_of(str(tmp_path)) == []

@@ -136,6 +136,12 @@ def a_picture_that_is_empty(run: Path) -> None:
     (run / "samples" / "step_00000001" / "ema.png").touch()
 
 
+def files_that_are_pipes(run: Path) -> None:
+    (run / "samples" / "step_00000001").mkdir(parents=True)
+    for name in ("metrics.csv", "samples/step_00000001/ema.png"):
+        os.mkfifo(run / name)
+
+
 def names_that_are_no_text(run: Path) -> None:
     (run / "samples" / "step_00000001").mkdir(parents=True)
     for name in ("samples/step_00000001/\udcff.png", "../\udcff"):
@@ -152,6 +158,7 @@ def names_that_are_no_text(run: Path) -> None:
         a_picture_that_is_a_folder,
         a_picture_that_is_gone,
         a_picture_that_is_empty,
+        files_that_are_pipes,
         names_that_are_no_text,
     ],
 )
