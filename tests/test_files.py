@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import LOCK, FolderLock, remove_halves, replace_folder, write_atomically, write_json
+from sdscratch.files import LOCK, FolderLock, remove_halves, replace_folder, unless_taken, write_atomically, write_json
 
 
 def test_json_is_readable_and_keeps_its_order(tmp_path):
@@ -140,3 +141,18 @@ def test_a_lock_for_a_while_leaves_nothing_behind_and_lets_others_in_after_an_er
     assert not list(tmp_path.iterdir())
     with FolderLock(tmp_path).held():
         pass
+
+
+def test_of_two_that_want_one_name_the_second_leaves_the_firsts_file(tmp_path):
+    for content in (b"first", b"second"):
+        write_atomically(tmp_path / "file", lambda file, content=content: file.write(content), rename=unless_taken)
+    assert (tmp_path / "file").read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_where_there_are_no_links_a_name_is_given_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_atomically(tmp_path / "file", lambda file: file.write(b"new"), rename=unless_taken)
+    assert (tmp_path / "file").read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
