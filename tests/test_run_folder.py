@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -478,6 +479,21 @@ def test_runs_are_found_by_names_that_are_text(tmp_path):
     for name in (b"a", b"a/b", b"a/b/c", b"\xff", "☃ é".encode()):
         RunFolder(tmp_path / os.fsdecode(name)).set_state(step=1)
     assert list(runs_below(tmp_path)) == ["a", "a/b", "☃ é"]
+
+
+def test_a_run_that_is_removed_meanwhile_does_not_hide_the_others(tmp_path, monkeypatch):
+    for name in ("a", "gone"):
+        RunFolder(tmp_path / name).set_state(step=1)
+    scandir = os.scandir
+
+    def too_late(path):
+        if str(path).endswith("gone"):
+            monkeypatch.undo()
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", too_late)
+    assert "a" in runs_below(tmp_path)
 
 
 def test_a_forked_child_that_outlives_the_run_does_not_hold_its_lock(run):
