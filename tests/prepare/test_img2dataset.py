@@ -108,6 +108,9 @@ def test_both_engines_write_the_same_shards(stand_in, rows, tmp_path):
         "no URL": 1,
     }
     assert two.dropped == one.dropped and not (tmp_path / "other" / img2dataset.FETCHED).exists()
+    (tmp_path / "other" / img2dataset.FETCHED).mkdir()  # as a job leaves it that is killed at its very end
+    assert img2dataset.write(downloader(workers=0), rows, tmp_path / "other", stand_in) == two
+    assert not (tmp_path / "other" / img2dataset.FETCHED).exists()
     assert (
         Manifest.read(tmp_path / "other") == two == downloader().write(rows, tmp_path / "other")
     )  # engines may change
