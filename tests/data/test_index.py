@@ -300,7 +300,7 @@ def test_other_processes_read_the_same(image_shards, method):
     results = context.Queue()
     child = context.Process(target=read_in_a_child, args=(index, results))
     child.start()
-    assert results.get(timeout=60) == here
+    assert results.get(timeout=300) == here
     child.join()
 
 
