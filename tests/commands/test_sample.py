@@ -316,7 +316,8 @@ def test_no_picture_takes_the_place_of_one_that_another_process_has_written_mean
     assert [Image.open(tmp_path / name).getpixel((0, 0))[0] for name in ("a.png", "a_2.png")] == [0, 255]
 
 
-def test_a_sweep_takes_model_and_sampler_as_plain_keys(draw):
+def test_a_sweep_takes_model_and_sampler_as_plain_keys(draw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for Hydra's note of a sweep
     exit_code, paths, _ = draw("-m", "prompt=a, b", "sampler=euler,heun")
     assert exit_code == 0
     assert [(parameters(path)["sampler"], parameters(path)["prompt"]) for path in paths] == [
