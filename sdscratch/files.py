@@ -176,10 +176,10 @@ def unless_taken(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], object], only_new: bool = False) -> None:
     """Let `write` fill a folder beside `folder`, make it durable, then put it in that place. Leaves nothing behind on error.
 
-    Raises OSError.
+    only_new: not in place of one that holds anything by then. Raises OSError.
     """
     remove_halves(folder.parent, folder.name)
     half, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
@@ -190,7 +190,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         write(half)
         for path in [*half.rglob("*"), half]:
             _make_durable(path)
-        if folder.exists():
+        if folder.exists() and not only_new:
             folder.rename(old)
         half.rename(folder)
     finally:

@@ -108,6 +108,23 @@ def test_a_folder_is_replaced_whole_or_not_at_all_and_nothing_beside_it_is_touch
     ]
 
 
+def test_a_folder_that_is_to_be_new_takes_no_place_that_another_process_has_filled_meanwhile(tmp_path):
+    def ours(half):
+        (half / "ours").touch()
+
+    def ours_too_late(half):
+        ours(half)
+        (tmp_path / "model" / "theirs").touch()
+
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError):
+        replace_folder(tmp_path / "model", ours_too_late, only_new=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
+    (tmp_path / "empty").mkdir()
+    replace_folder(tmp_path / "empty", ours, only_new=True)
+    assert os.listdir(tmp_path / "empty") == ["ours"]
+
+
 def test_a_folder_that_cannot_be_is_an_error_that_names_the_path(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CannotWriteError, match="file/a.json"):
