@@ -20,7 +20,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.selection import Selection
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
-from sdscratch.files import FolderLock
+from sdscratch.files import FolderLock, remove_halves
 from sdscratch.prepare.condition import changing
 from sdscratch.prepare.sql import quoted
 
@@ -96,6 +96,7 @@ class _Target:
         with FolderLock(self.out).held(wait=True):
             if (present := self.present()) is not None:  # of another process, since this one has looked first
                 return present
+            remove_halves(self.out)
             selection.write(self.out)
         return selection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,10 @@ def test_of_two_selections_into_one_folder_at_once_the_second_is_refused_and_the
         select(latents, tmp_path / "out", "aesthetic < 2", tmp_path / "cache")
         return fitting(*arguments)
 
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".{ROWS}.{dead.pid}.tmp").touch()  # which is of no use any more
     fitting = selecting._fitting
     monkeypatch.setattr(selecting, "_fitting", other_first)
     with pytest.raises(DataError, match="holds another selection"):
