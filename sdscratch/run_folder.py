@@ -138,6 +138,8 @@ class RunFolder:
         for checkpoint in reversed(known):
             if checkpoint.is_intact():
                 return checkpoint
+            if not checkpoint.sidecar.exists():  # a run that goes on has removed it, and has newer ones
+                return self.newest_intact_checkpoint()
             warn(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one")
         step = self.state().get("step") or max((checkpoint.step for checkpoint in known), default=0)
         if step or files_in(self.checkpoint_folder, "step_*.ckpt.json"):  # side-cars are written last
