@@ -134,6 +134,10 @@ def load_tensors(path: Path, mapped: bool = False) -> dict[str, Any]:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path} is gone: its run has gone on meanwhile, and removed it. Choose a newer one"
+        ) from error
     except OSError:
         raise
     except Exception as error:  # a file that is none of torch's, or would run code, raises nearly anything

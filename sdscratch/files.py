@@ -57,10 +57,11 @@ class FolderLock:
     def take(self, wait: bool = False) -> None:
         """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made.
 
-        wait: until it is free.
+        The folder is made where there is none. wait: until it is free.
         """
         while not self.is_held:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._file = (self.folder / LOCK).open("a+b", buffering=0)
             except OSError as error:
                 raise CannotWriteError(f"cannot write into {self.folder}: {error.strerror or error}") from error
@@ -113,9 +114,9 @@ class FolderLock:
         self.release()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Take it for a while, then remove it. Raises as `take` does."""
-        self.take()
+    def held(self, wait: bool = False) -> Iterator[None]:
+        """Take it for a while, then remove it. wait, and what it raises: as `take`."""
+        self.take(wait)
         try:
             yield
         finally:
@@ -129,10 +130,16 @@ class FolderLock:
             return False
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str = "") -> None:
+def write_atomically(
+    path: Path,
+    write: Callable[[IO[bytes]], object],
+    job: str = "",
+    rename: Callable[[Path, Path], object] = os.replace,
+) -> None:
     """Let `write` fill a file beside `path`, make it durable, then give it its name. Leaves nothing behind on error.
 
     job: its name in crash points: JOB:tmp (half written), JOB:fsync (whole, without its name), JOB:rename.
+    rename: how it gets its name: in place of a file that has it, or `unless_taken`.
     Raises CannotWriteError when the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -144,7 +151,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str 
             file.flush()
             os.fsync(file.fileno())
         crash_point(f"{job}:fsync")
-        os.replace(temporary, path)
+        rename(temporary, path)
         crash_point(f"{job}:rename")
         _make_durable(path.parent)  # the new name is durable only when its folder is
     except (OSError, RuntimeError) as error:
@@ -159,10 +166,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], job: str 
             temporary.unlink(missing_ok=True)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+def unless_taken(temporary: Path, path: Path) -> None:
+    """Give a file its name unless another has it: of several processes that want it at once the first one's stays."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object], only_new: bool = False) -> None:
     """Let `write` fill a folder beside `folder`, make it durable, then put it in that place. Leaves nothing behind on error.
 
-    Raises OSError.
+    only_new: not in place of one that holds anything by then. Raises OSError.
     """
     remove_halves(folder.parent, folder.name)
     half, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
@@ -173,7 +190,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         write(half)
         for path in [*half.rglob("*"), half]:
             _make_durable(path)
-        if folder.exists():
+        if folder.exists() and not only_new:
             folder.rename(old)
         half.rename(folder)
     finally:

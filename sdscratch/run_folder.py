@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from glob import glob
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def folder_below(root: str, name: object) -> Path:
 
 def runs_below(root: Path) -> dict[str, RunFolder]:
     """Every run by its name: its folder below `root`, or that and the folder of those that belong together with it."""
-    folders = sorted(state.parent for pattern in ("*/state.json", "*/*/state.json") for state in root.glob(pattern))
+    patterns = ("*/state.json", "*/*/state.json")  # pathlib's glob fails where a folder is removed meanwhile
+    states = [state for pattern in patterns for state in glob(pattern, root_dir=root, include_hidden=True)]
+    folders = sorted((root / state).parent for state in states)
     return {folder.relative_to(root).as_posix(): RunFolder(folder) for folder in folders if is_text(folder)}
 
 
@@ -145,6 +148,8 @@ class RunFolder:
         for checkpoint in reversed(known):
             if checkpoint.is_intact():
                 return checkpoint
+            if not checkpoint.sidecar.exists():  # a run that goes on has removed it, and has newer ones
+                return self.newest_intact_checkpoint()
             warn(f"{checkpoint.path} is damaged (its checksum does not fit): trying an older one")
         step = self.state().get("step") or max((checkpoint.step for checkpoint in known), default=0)
         if step or files_in(self.checkpoint_folder, "step_*.ckpt.json"):  # side-cars are written last

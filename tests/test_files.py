@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from tiny import files_of_at_most
 
 from sdscratch.errors import CannotWriteError, RunFolderError
-from sdscratch.files import LOCK, FolderLock, remove_halves, replace_folder, write_atomically, write_json
+from sdscratch.files import LOCK, FolderLock, remove_halves, replace_folder, unless_taken, write_atomically, write_json
 
 
 def test_json_is_readable_and_keeps_its_order(tmp_path):
@@ -107,6 +108,23 @@ def test_a_folder_is_replaced_whole_or_not_at_all_and_nothing_beside_it_is_touch
     ]
 
 
+def test_a_folder_that_is_to_be_new_takes_no_place_that_another_process_has_filled_meanwhile(tmp_path):
+    def ours(half):
+        (half / "ours").touch()
+
+    def ours_too_late(half):
+        ours(half)
+        (tmp_path / "model" / "theirs").touch()
+
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError):
+        replace_folder(tmp_path / "model", ours_too_late, only_new=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
+    (tmp_path / "empty").mkdir()
+    replace_folder(tmp_path / "empty", ours, only_new=True)
+    assert os.listdir(tmp_path / "empty") == ["ours"]
+
+
 def test_a_folder_that_cannot_be_is_an_error_that_names_the_path(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CannotWriteError, match="file/a.json"):
@@ -140,3 +158,18 @@ def test_a_lock_for_a_while_leaves_nothing_behind_and_lets_others_in_after_an_er
     assert not list(tmp_path.iterdir())
     with FolderLock(tmp_path).held():
         pass
+
+
+def test_of_two_that_want_one_name_the_second_leaves_the_firsts_file(tmp_path):
+    for content in (b"first", b"second"):
+        write_atomically(tmp_path / "file", lambda file, content=content: file.write(content), rename=unless_taken)
+    assert (tmp_path / "file").read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_where_there_are_no_links_a_name_is_given_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_atomically(tmp_path / "file", lambda file: file.write(b"new"), rename=unless_taken)
+    assert (tmp_path / "file").read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]

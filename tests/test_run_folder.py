@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import files_of_at_most
 
-from sdscratch.checkpoint_file import Retention, best_first
+from sdscratch.checkpoint_file import Checkpoint, Retention, best_first
 from sdscratch.errors import CannotWriteError, RunFolderError
 from sdscratch.run_folder import RunFolder, runs_below
 
@@ -150,6 +151,20 @@ def test_of_damaged_checkpoints_none_is_believed(run, damage: Callable[[Path], N
     damage(run.checkpoint_path(10))
     with pytest.raises(RunFolderError, match="step 30.*Put one back, or start again"):
         run.newest_intact_checkpoint()
+
+
+def test_whoever_looks_for_the_newest_while_a_run_goes_on_finds_it_and_calls_none_damaged(run, capsys, monkeypatch):
+    save(run, 10, 20)
+    is_intact = Checkpoint.is_intact
+
+    def going_on(checkpoint: Checkpoint) -> bool:
+        monkeypatch.undo()
+        save(run, 30, 40)
+        run.prune_checkpoints(40, Retention(last=2))
+        return is_intact(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "is_intact", going_on)
+    assert run.newest_intact_checkpoint().step == 40 and capsys.readouterr().err == ""
 
 
 @given(data=st.data())
@@ -478,6 +493,21 @@ def test_runs_are_found_by_names_that_are_text(tmp_path):
     for name in (b"a", b"a/b", b"a/b/c", b"\xff", "☃ é".encode()):
         RunFolder(tmp_path / os.fsdecode(name)).set_state(step=1)
     assert list(runs_below(tmp_path)) == ["a", "a/b", "☃ é"]
+
+
+def test_a_run_that_is_removed_meanwhile_does_not_hide_the_others(tmp_path, monkeypatch):
+    for name in ("a", "gone"):
+        RunFolder(tmp_path / name).set_state(step=1)
+    scandir = os.scandir
+
+    def too_late(path):
+        if str(path).endswith("gone"):
+            monkeypatch.undo()
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", too_late)
+    assert "a" in runs_below(tmp_path)
 
 
 def test_a_forked_child_that_outlives_the_run_does_not_hold_its_lock(run):

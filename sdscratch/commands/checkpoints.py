@@ -50,13 +50,16 @@ def show(folder: RunFolder, is_valid: Callable[[Checkpoint], bool], valid: str) 
         loss = "-" if checkpoint.val_loss is None else f"{checkpoint.val_loss:.4g}"
         state = valid if is_valid(checkpoint) else "damaged"
         if state == "damaged":
+            if not checkpoint.sidecar.exists():
+                continue  # the run has gone on meanwhile, and removed it
             bad.append(checkpoint)
         mark = "  best" if checkpoint == best else ""
         numbers = f"{checkpoint.step:>10} {checkpoint.samples_seen:>12} {_size(checkpoint.size):>10} {loss:>10}"
         print(f"{numbers}  {state}{mark}", flush=True)
     names = {checkpoint.path for checkpoint in known}
-    for path in sorted(set(folder.checkpoint_folder.glob("step_*.ckpt")) - names):
-        print(f"{path.name}: not valid, for it has no side-car that fits: the save was never finished")
+    if folder.status() != "running":  # else one may just be saved, or removed
+        for path in sorted(set(folder.checkpoint_folder.glob("step_*.ckpt")) - names):
+            print(f"{path.name}: not valid, for it has no side-car that fits: the save was never finished")
     return bad
 
 

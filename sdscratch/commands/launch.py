@@ -139,7 +139,7 @@ def launch(cfg: DictConfig, count: int, folder: RunFolder) -> None:
     with tempfile.TemporaryDirectory(prefix=JOB) as name, _in_use(name):
         job = Path(name)
         OmegaConf.save(cfg, job / "config.yaml")  # as it was composed, with interpolations: nobody else may read it
-        write_json(job / "words.json", {"words": sys.argv[1:]})
+        write_json(job / "job.json", {"words": sys.argv[1:], "launcher": os.getpid()})
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

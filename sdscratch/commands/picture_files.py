@@ -14,7 +14,7 @@ from PIL import Image
 from sdscratch import __version__
 from sdscratch.data.images import png
 from sdscratch.errors import CannotWriteError
-from sdscratch.files import write_atomically
+from sdscratch.files import unless_taken, write_atomically
 
 LONGEST_NAME = 120  # bytes of the prompt in a file's name; file systems allow 255 in all
 
@@ -43,7 +43,7 @@ class PictureFolder:
         for number in count(1):
             path = self.path / (f"{name}.png" if number == 1 else f"{name}_{number}.png")
             if not path.exists():
-                write_atomically(path, lambda file: file.write(content))
+                write_atomically(path, lambda file: file.write(content), rename=unless_taken)
             if path.is_file() and path.read_bytes() == content:
                 break
         return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import sys
@@ -20,11 +21,10 @@ def main(job: Path) -> int:
     pid_file.with_suffix(".tmp").rename(pid_file)
     if (job / "stop").exists():
         return 128 + signal.SIGTERM
-    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
+    about = json.loads((job / "job.json").read_text())
+    threading.Thread(target=_end_with_parent, args=[about["launcher"]], daemon=True).start()
     threads = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))  # read when torch loads; `threads=` overrules it
-
-    import json
 
     from omegaconf import OmegaConf
 
@@ -32,7 +32,7 @@ def main(job: Path) -> int:
     from sdscratch.commands.train import train
     from sdscratch.errors import SdscratchError, of_the_machine
 
-    sys.argv[1:] = json.loads((job / "words.json").read_text())["words"]
+    sys.argv[1:] = about["words"]
     cfg = OmegaConf.load(job / "config.yaml")
     OmegaConf.set_struct(cfg, True)
     outcome = Outcome(0, "", "", time.time())

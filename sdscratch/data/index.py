@@ -100,7 +100,10 @@ class ShardIndex:
             whole = cls.open(selection.source_of(folder), cache)
             selection.require(folder, whole.fingerprint, len(whole))
             return whole.part(selection.rows, f"{whole.fingerprint} {selection.fingerprint}")
+        unfinished = (folder / UNFINISHED).exists()  # before the manifest, which another process may be about to write
         manifest = Manifest.read(folder)
+        if manifest is None and unfinished:
+            raise DataError(f"{folder} was never finished. Run the command that writes it again.")
         shards = sorted(path.name for path in folder.glob("*.tar"))
         sizes = [_size(folder / name) for name in shards]
         _compare(folder, manifest, shards, sizes)
@@ -205,8 +208,6 @@ def _size(path: Path) -> int:
 
 def _compare(folder: Path, manifest: Manifest | None, shards: list[str], sizes: list[int]) -> None:
     """Raise DataError unless the folder holds the shards that its manifest names, each of the right size."""
-    if manifest is None and (folder / UNFINISHED).exists():
-        raise DataError(f"{folder} was never finished. Run the command that writes it again.")
     if manifest is None and not shards:
         raise DataError(
             f"no shards in {folder}: expected *.tar files of WebDataset's kind. `sdscratch data shapes` draws the "
@@ -236,7 +237,7 @@ def _load_or_scan(folder: Path, shards: list[str], name: str, cache: Path | str 
         with suppress(OSError, CannotWriteError):
             write_atomically(place, lambda file: np.save(file, entries, allow_pickle=False))
             for stale in set(folder.glob("index-*.npy")) - {place} if ours else ():
-                stale.unlink()
+                stale.unlink(missing_ok=True)
             return np.load(place, mmap_mode="r", allow_pickle=False)
     return entries  # nowhere to keep it: read again the next time
 

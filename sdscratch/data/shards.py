@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from sdscratch.data.captions import record_of
 from sdscratch.data.manifest import MANIFEST, Kind, Manifest, Shard
-from sdscratch.errors import CannotWriteError, DataError, check_whole
+from sdscratch.errors import DataError, check_whole
 from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
 
 UNFINISHED = "unfinished.json"  # stands in a folder while it is being written
@@ -112,10 +112,6 @@ class ShardFolder:
         """
         manifest = self._present()
         if manifest is None or (self.path / LOCK).exists():  # somebody may be at it, or was killed at its very end
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
             self._lock.take(wait)
             manifest = self._present()  # by whoever had the lock until now
         if manifest is not None:

@@ -13,9 +13,9 @@ from typing import Any
 from PIL import Image
 
 from sdscratch.data.images import open_image
-from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.errors import ConfigError, DataError
 from sdscratch.evaluation.prompt_suites import Prompt
-from sdscratch.files import read_json, remove_halves, write_atomically, write_json
+from sdscratch.files import FolderLock, read_json, remove_halves, write_atomically, write_json
 from sdscratch.pipeline import TextToImage
 from sdscratch.sampling_settings import SamplingSettings
 
@@ -35,19 +35,18 @@ class DrawnPictures:
         self.folder, self.prompts = folder, prompts
         self.protocol = json.loads(json.dumps(protocol))  # as it is read again
         self.fingerprint = sha256(json.dumps(self.protocol, sort_keys=True).encode()).hexdigest()[:16]
-        if before := read_json(folder / PROTOCOL):
+        with FolderLock(folder).held(wait=True):  # others may begin at the same time
+            self._claim()
+
+    def _claim(self) -> None:
+        if before := read_json(self.folder / PROTOCOL):
             names = sorted({**before, **self.protocol})
             if other := [name for name in names if before.get(name) != self.protocol.get(name)]:
                 found = ", ".join(f"{name}: {before.get(name)}, not {self.protocol.get(name)}" for name in other)
                 raise ConfigError(
-                    f"{folder} holds pictures drawn otherwise ({found}). Choose another out=, or delete it"
+                    f"{self.folder} holds pictures drawn otherwise ({found}). Choose another out=, or delete it"
                 )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(f"cannot write into {folder}: {error.strerror}. Choose another out=") from error
-        remove_halves(folder)
-        write_json(folder / PROTOCOL, self.protocol)
+        write_json(self.folder / PROTOCOL, self.protocol)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -72,6 +71,8 @@ class DrawnPictures:
         """
         which, parts = part
         batch_size = self.protocol["batch_size"]  # on other shapes networks round otherwise
+        if parts == 1:  # else others may be at it, on machines of whose processes nothing is known here
+            remove_halves(self.folder)
         starts = range(which * batch_size, len(self.prompts), parts * batch_size)
         for number, first in enumerate(starts):
             numbers = range(first, min(first + batch_size, len(self.prompts)))

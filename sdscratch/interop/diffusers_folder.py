@@ -78,10 +78,12 @@ def save_model_folder(
     prediction_type: PredictionType | None = None,
     about: Mapping[str, Any],
     more: Callable[[Path], object] = lambda folder: None,
+    only_new: bool = False,
 ) -> None:
     """Write the parts that are given, in place of `folder`; with a UNet and all its company it is a whole pipeline.
 
     Networks are written in the dtype that they have. more: writes what else is to be in the folder, such as a README.
+    only_new: not in place of what another process has written there meanwhile.
     about: plain JSON for sdscratch.json. Its `sampling.size`, in pixels, becomes the size that pipelines draw unasked.
     Raises CannotWriteError when the disk is full or the place not writable; what was in `folder` is then still there.
     """
@@ -106,13 +108,13 @@ def save_model_folder(
         more(partial)
 
     try:
-        replace_folder(folder, write)
+        replace_folder(folder, write, only_new)
     except (OSError, SafetensorError) as error:
         raise CannotWriteError(f"cannot write {folder}: {error}. Free some space or choose another folder.") from error
 
 
 def save_model(folder: Path, model: Model, more: Callable[[Path], object] = lambda folder: None) -> None:
-    """Write a whole model, as save_model_folder does."""
+    """Write a whole model, as save_model_folder does, where there is nothing yet."""
     save_model_folder(
         folder,
         unet=model.unet,
@@ -122,6 +124,7 @@ def save_model(folder: Path, model: Model, more: Callable[[Path], object] = lamb
         prediction_type=model.prediction_type,
         about=model.about,
         more=more,
+        only_new=True,
     )
 
 

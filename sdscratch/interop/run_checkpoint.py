@@ -35,17 +35,16 @@ def run_around(path: Path) -> RunFolder | None:
 
 def checkpoint_of(run: RunFolder, path: Path) -> Checkpoint:
     """The checkpoint at `path`. Raises DataError unless it is as it was written."""
-    known = run.checkpoints()
-    for checkpoint in known:
-        if checkpoint.path == path:
-            if checkpoint.is_intact():
-                return checkpoint
-            raise DataError(f"{path} is damaged: its checksum does not fit. Choose another checkpoint of {run.path}")
+    found = next((checkpoint for checkpoint in run.checkpoints() if checkpoint.path == path), None)
+    if found is not None and found.is_intact():
+        return found
+    if found is not None and path.is_file():  # else its run has gone on meanwhile, and removed it
+        raise DataError(f"{path} is damaged: its checksum does not fit. Choose another checkpoint of {run.path}")
     if path.is_file():
         raise DataError(
             f"{path} lacks the side-car {path.name}.json that vouches for it: restore that, or choose another"
         )
-    steps = ", ".join(str(checkpoint.step) for checkpoint in known) or "none"
+    steps = ", ".join(str(checkpoint.step) for checkpoint in run.checkpoints()) or "none"
     raise DataError(f"there is no checkpoint {path}; {run.path} has those of steps: {steps}")
 
 

@@ -6,6 +6,7 @@ model stands beside its file, in the folder STEM.configs: a pipeline folder with
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial as bind
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
-from sdscratch.errors import CannotWriteError, DataError, check_choice
-from sdscratch.files import replace_folder, write_atomically, write_json
+from sdscratch.errors import DataError, check_choice
+from sdscratch.files import remove_halves, replace_folder, write_atomically, write_json
 from sdscratch.interop import compvis_keys
 from sdscratch.interop.diffusers_folder import ABOUT, Model, read_about, read_settings, reading, write_settings
 from sdscratch.interop.schedulers import schedule_of
@@ -94,7 +95,7 @@ def write_single_file(
     dtype: torch.dtype = torch.float32,
     more: Callable[[Path], object] = lambda folder: None,
 ) -> None:
-    """Write the model and the configs beside it; the file itself last.
+    """Write the model and the configs beside it; the file itself gets its name last.
 
     The VAE's scaling_factor becomes the usual one. A ReleasedUNet, which no such program knows, is written alone, under the
     names of its release. more: writes what else is to be in the folder of configs.
@@ -121,16 +122,17 @@ def write_single_file(
         write_json(folder / ABOUT, model.about)
         more(folder)
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def rename(temporary: Path, path: Path) -> None:
         replace_folder(configs, write_configs)
-    except OSError as error:
-        raise CannotWriteError(f"cannot write {configs}: {error}. Free some space or choose another out=") from error
-    try:
-        write_atomically(path, lambda file: file.write(save(plain, metadata={"format": "pt"})))
-    except BaseException:  # Ctrl-C too: configs of no file would be in the way
-        shutil.rmtree(configs, ignore_errors=True)
-        raise
+        try:
+            os.replace(temporary, path)
+        except BaseException:  # configs of no file would be in the way
+            shutil.rmtree(configs, ignore_errors=True)
+            raise
+
+    remove_halves(path.parent, path.name)
+    content = save(plain, metadata={"format": "pt"})
+    write_atomically(path, lambda file: file.write(content), "export", rename)
 
 
 def read_single_file(

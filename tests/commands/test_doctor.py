@@ -28,7 +28,7 @@ def test_a_machine_that_has_trained_is_found_ready_in_seconds(doctor, tiny_run, 
     expected = ("python", "packages", "cpu", "bf16", "attention", "space", "disk", "loader", "gloo", "hub")
     assert [levels[name] for name in expected] == ["ok"] * len(expected), said
     assert "samples/s with num_workers=1" in said
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 60
     assert not list(tmp_path.iterdir())
 
 

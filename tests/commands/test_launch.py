@@ -6,6 +6,8 @@ import fcntl
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,6 +18,7 @@ from sdscratch.commands.launch import Outcome, _in_use, _note_end, _remove_lefto
 from sdscratch.commands.trainer import make_trainer
 from sdscratch.config import compose
 from sdscratch.errors import ConfigError, LostRankError
+from sdscratch.files import write_json
 from sdscratch.run_folder import RunFolder
 from sdscratch.training import ranks
 from sdscratch.training.preemption import StopSignals
@@ -178,6 +181,16 @@ def test_folders_of_killed_launchers_are_removed_and_those_in_use_are_not(tmp_pa
         _remove_leftovers(tmp_path)
     assert not dead.exists()
     assert (live / "config.yaml").exists() and young.exists() and (other / "config.yaml").exists()
+
+
+def test_a_rank_whose_launcher_was_killed_before_it_began_ends_at_once(tmp_path):
+    launcher = subprocess.Popen(["true"])
+    launcher.wait()
+    write_json(tmp_path / "job.json", {"words": [], "launcher": launcher.pid})
+    env = {**os.environ, "RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    words = [sys.executable, "-m", "sdscratch.commands.rank", str(tmp_path)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "")  # it has not even looked for the configuration
 
 
 def test_ranks_that_end_before_there_is_a_folder_leave_none(tmp_path):

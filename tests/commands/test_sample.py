@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from sdscratch.cli import main
-from sdscratch.commands.picture_files import safe_name
+from sdscratch.commands import picture_files
+from sdscratch.commands.picture_files import PictureFolder, safe_name
 from sdscratch.commands.sample_request import SETTINGS
 from sdscratch.data.grid import MARGIN
 from sdscratch.models.encoders import FrozenEncoders
@@ -301,7 +302,22 @@ def test_no_picture_takes_the_place_of_another(draw, tmp_path):
     }
 
 
-def test_a_sweep_takes_model_and_sampler_as_plain_keys(draw):
+def test_no_picture_takes_the_place_of_one_that_another_process_has_written_meanwhile(tmp_path, monkeypatch):
+    black, white = (Image.new("RGB", (8, 8), colour) for colour in ("black", "white"))
+    folder, write = PictureFolder(tmp_path), picture_files.write_atomically
+
+    def too_late(*arguments: Any, **more: Any) -> None:
+        monkeypatch.undo()
+        assert folder.write("a", black, {}) == tmp_path / "a.png"
+        write(*arguments, **more)
+
+    monkeypatch.setattr(picture_files, "write_atomically", too_late)
+    assert folder.write("a", white, {}) == tmp_path / "a_2.png"
+    assert [Image.open(tmp_path / name).getpixel((0, 0))[0] for name in ("a.png", "a_2.png")] == [0, 255]
+
+
+def test_a_sweep_takes_model_and_sampler_as_plain_keys(draw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for Hydra's note of a sweep
     exit_code, paths, _ = draw("-m", "prompt=a, b", "sampler=euler,heun")
     assert exit_code == 0
     assert [(parameters(path)["sampler"], parameters(path)["prompt"]) for path in paths] == [

@@ -14,7 +14,7 @@ import pytest
 from tiny_shards import encode, image_samples, picture
 
 from sdscratch.data.index import OpenFiles, ShardIndex
-from sdscratch.data.manifest import MANIFEST
+from sdscratch.data.manifest import MANIFEST, Manifest
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
 
@@ -300,7 +300,7 @@ def test_other_processes_read_the_same(image_shards, method):
     results = context.Queue()
     child = context.Process(target=read_in_a_child, args=(index, results))
     child.start()
-    assert results.get(timeout=60) == here
+    assert results.get(timeout=300) == here
     child.join()
 
 
@@ -333,3 +333,23 @@ def test_the_real_shards_are_adopted_without_touching_them(data_pack, cache):
 def test_an_image_alone_is_a_sample(tmp_path):
     write_tar(tmp_path / "x" / "a.tar", [("README.md", b"text"), (".hidden.jpg", b""), ("a.png", encode(picture(0)))])
     assert len(ShardIndex.open(tmp_path / "x")) == 1
+
+
+def test_a_folder_that_is_finished_while_it_is_opened_is_not_taken_for_one_without_a_manifest(
+    image_shards, monkeypatch
+):
+    """Its samples would be known by another fingerprint, and no run on them could go on."""
+    manifest, unfinished = image_shards / MANIFEST, image_shards / "unfinished.json"
+    manifest.rename(unfinished)
+    read = Manifest.read
+
+    def too_early(folder):
+        found = read(folder)
+        if unfinished.exists():
+            unfinished.rename(manifest)
+        return found
+
+    monkeypatch.setattr(Manifest, "read", too_early)
+    with pytest.raises(DataError, match="never finished"):
+        ShardIndex.open(image_shards)
+    assert ShardIndex.open(image_shards).made_by == {"what": "noise"}

@@ -10,12 +10,12 @@ from sdscratch.errors import DataError
 
 
 def test_a_check_that_hangs_is_a_failure_in_time_and_keeps_no_program_from_ending():
-    start = time.perf_counter()
+    start, others = time.perf_counter(), threading.enumerate()
     check = Check("disk", lambda: threading.Event().wait() or [], seconds=0.2)
     (finding,) = check.findings()
     assert (finding.level, finding.about) == ("fail", "disk") and "no answer" in finding.found
-    assert time.perf_counter() - start < 5
-    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    assert time.perf_counter() - start < 30
+    assert all(thread.daemon for thread in threading.enumerate() if thread not in others)
 
 
 def test_what_a_check_raises_is_what_it_found():

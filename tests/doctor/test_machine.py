@@ -88,11 +88,11 @@ def test_a_member_that_fails_is_told_and_leaves_nothing_behind(monkeypatch, faul
 
     monkeypatch.setattr(pair, "_member", member)
     start = time.monotonic()
-    trying = Pair("gloo", seconds=1.0)
+    trying = Pair("gloo", seconds=1.0 if fault == "hangs" else 60.0)
     (finding,) = trying.findings()
     said = {"hangs": "no answer within 1 s", "dies": "its process died", "wrong": "the sum is 2.0, not 3.0"}
     assert (finding.level, finding.found) == ("fail", said[fault])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert not any(process.is_alive() for process in trying.processes)
 
 

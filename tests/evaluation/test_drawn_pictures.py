@@ -1,5 +1,9 @@
 """Pictures for prompts are drawn once, and the same whoever draws them when."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from sdscratch.errors import ConfigError, DataError
@@ -64,6 +68,38 @@ def test_a_folder_of_another_protocol_is_refused_with_what_differs(tmp_path):
         DrawnPictures(tmp_path, PROMPTS, {**PROTOCOL, "seed": 4})
     with pytest.raises(ConfigError, match="batch_size: 2, not 3"):  # each of whose pictures would round otherwise
         DrawnPictures(tmp_path, PROMPTS, {**PROTOCOL, "batch_size": 3})
+
+
+BEGINNING = """
+import sys, time
+from pathlib import Path
+from sdscratch.files import FolderLock, write_json
+folder = Path(sys.argv[1])
+with FolderLock(folder).held():
+    print("begun", flush=True)
+    time.sleep(0.5)
+    write_json(folder / "protocol.json", {"seed": 5})
+"""
+
+
+def test_of_two_that_begin_at_once_with_other_protocols_one_is_refused(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", BEGINNING, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"begun\n"
+        with pytest.raises(ConfigError, match="seed: 5, not 3"):
+            DrawnPictures(tmp_path, PROMPTS, PROTOCOL)
+    assert os.listdir(tmp_path) == ["protocol.json"]
+
+
+def test_a_part_leaves_alone_what_others_have_half_written_and_the_whole_tidies_up(pipe, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    half = tmp_path / f".00001.png.{dead.pid}.tmp"  # it may be one of another machine
+    half.touch()
+    drawn = DrawnPictures(tmp_path, PROMPTS, PROTOCOL)
+    drawn.draw(pipe, batch_size=5, part=(0, 2))
+    assert half.exists()
+    drawn.draw(pipe, batch_size=5)
+    assert not half.exists()
 
 
 def test_a_damaged_picture_is_named(tmp_path):

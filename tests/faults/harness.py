@@ -28,6 +28,9 @@ from sdscratch.run_folder import RunFolder
 LONG = os.environ.get("SDS_FAULTS") == "long"
 """Whether tests take the long form, as `make faults` asks for; otherwise they stay short."""
 
+PATIENCE = 300.0
+"""Seconds for what takes a few on a machine that does nothing else: others may take most of it."""
+
 CLOCK = ("samples_per_second", "data_wait", "memory_gb", "mfu")
 """Columns of metrics.csv that no two runs share."""
 
@@ -70,7 +73,7 @@ class Running:
         finally:
             self._connection.settimeout(None)
 
-    def wait(self, timeout: float = 120) -> Attempt:
+    def wait(self, timeout: float = PATIENCE) -> Attempt:
         """The end. What takes longer than `timeout` is killed, and an error with all that it said."""
         in_time = self.ends_within(timeout)
         if not in_time:
@@ -139,7 +142,7 @@ class ForkServer:
         kill_after: float | None = None,
         number: int = signal.SIGKILL,
         whom: Whom = "group",
-        timeout: float = 120,
+        timeout: float = PATIENCE,
         **how: Any,
     ) -> Attempt:
         """Run `sdscratch WORDS` to its end, or until signal `number` is sent after `kill_after` seconds. See `start`."""
@@ -210,7 +213,7 @@ def _group_of(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[2])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Look every 20 ms; an error when it does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

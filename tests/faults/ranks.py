@@ -5,17 +5,26 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from random import randrange
 
-from harness import Attempt, ForkServer, Running
+from harness import PATIENCE, Attempt, ForkServer, Running
+
+
+def free_port() -> int:
+    """None of those that the system gives to whoever asks for any: one of these might be gone by the time it is used."""
+    while True:
+        port = randrange(10_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
 
 
 class Job:
     """Command lines that train together, one per rank, on this machine."""
 
     def __init__(self, server: ForkServer, words: Sequence[str], world: int = 2, env: dict[str, str] | None = None):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.ranks: list[Running] = []
         words = [*words, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world}"]
         for rank in range(world):
@@ -33,6 +42,6 @@ class Job:
         """Whether the first rank does."""
         return self.ranks[0].ends_within(seconds)
 
-    def wait(self, timeout: float = 60) -> list[Attempt]:
+    def wait(self, timeout: float = PATIENCE) -> list[Attempt]:
         """How each ended."""
         return [running.wait(timeout) for running in self.ranks]

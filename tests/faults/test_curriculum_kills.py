@@ -91,16 +91,17 @@ def assert_same_chain(chain: Chain, reference: Chain) -> None:
 
 
 def test_killed_at_random_times_no_phase_and_no_bit_differs(server, words, reference, tmp_path):
-    times, kills, number = Random(0), 0, 0
+    times, kills, number, seconds = Random(0), 0, 0, reference.seconds
     while kills < KILLS:
-        number += 1
+        number, before = number + 1, kills
         chain = Chain(tmp_path, f"chain{number}")
         while True:
-            longest = times.uniform(0.2, 0.6) * reference.seconds if kills < KILLS else None
+            longest = times.uniform(0.2, 0.6) * seconds if kills < KILLS else None
             attempt = server.attempt(words(chain), kill_after=longest)
             if not attempt.killed:
                 break
             kills += 1
+        seconds /= 1 if kills > before else 2  # the machine was busier when the reference ran
         assert attempt.rc == 0, attempt.output
         assert_same_chain(chain, reference)
 

@@ -70,7 +70,7 @@ def test_killed_at_random_times_one_rank_or_all_no_row_and_no_bit_differs(server
     times, kills, number = Random(0), 0, 0
     whole, seconds = reference
     while kills < KILLS:
-        number += 1
+        number, before = number + 1, kills
         run = RunFolder(tmp_path / f"run{number}")
         words = train_words(tmp_path, *RUN, f"name=run{number}", "resume_from=auto")
         done = False
@@ -82,9 +82,11 @@ def test_killed_at_random_times_one_rank_or_all_no_row_and_no_bit_differs(server
                 job.kill(rank=None if kills % 2 else times.randrange(2))
                 if not have_met:  # a rank waits long for one that never came; their launcher ends it
                     job.kill()
-            attempts = job.wait(timeout=20 + 5 * seconds)  # a rank that is left alone ends by itself
+            attempts = job.wait(timeout=120 + 5 * seconds)  # a rank that is left alone ends by itself
             done = any(attempt.rc == 0 for attempt in attempts)  # the other one may have been killed on its way out
             assert not done or run.state()["status"] == "done", [attempt.output for attempt in attempts]
+        if kills == before:  # the machine was busier when the reference ran: kill the next ones earlier
+            seconds /= 2
         assert differing_rows(run, whole) == 0
         assert state_hashes(run) == state_hashes(whole)
         assert len(snapshots(whole)) == 8 and snapshots(run) == snapshots(whole)
@@ -156,7 +158,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(server, train_words, referen
     words = train_words(tmp_path, *RUN, "resume_from=auto")
     job = Job(server, words)
     run = RunFolder(tmp_path / "tiny")
-    wait_until(lambda: bool(run.checkpoints()), 60)
+    wait_until(lambda: bool(run.checkpoints()))
     job.kill()
     job.wait()
     finished([server.attempt(words)])
@@ -168,10 +170,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(server, train_words, referen
 def test_a_rank_that_is_gone_ends_the_other_at_once(server, train_words, tmp_path, rank):
     job = Job(server, train_words(tmp_path, *RUN, "max_steps=100000"))
     run = RunFolder(tmp_path / "tiny")
-    wait_until(lambda: len(run.read_metrics()) >= 2, 60)
+    wait_until(lambda: len(run.read_metrics()) >= 2)
     job.kill(signal.SIGKILL, rank)
     left = job.ranks[1 - rank]
-    assert left.ends_within(10)
+    assert left.ends_within(60)  # it would wait for half an hour
     assert left.wait().rc not in (0, 143)
     job.ranks[rank].wait()
 
@@ -179,7 +181,7 @@ def test_a_rank_that_is_gone_ends_the_other_at_once(server, train_words, tmp_pat
 def test_the_second_job_in_a_run_folder_is_refused_on_all_ranks(server, train_words, tmp_path: Path):
     first = Job(server, train_words(tmp_path, *RUN, "max_steps=100000"))
     run = RunFolder(tmp_path / "tiny")
-    wait_until(lambda: len(run.read_metrics()) >= 2, 60)
+    wait_until(lambda: len(run.read_metrics()) >= 2)
     for attempt in Job(server, train_words(tmp_path, *RUN, "resume_from=auto")).wait():
         assert attempt.rc == 2 and "is in use by process" in attempt.output, attempt.output
     first.kill()

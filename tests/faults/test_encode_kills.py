@@ -50,17 +50,19 @@ def test_killed_at_random_times_it_ends_in_the_same_bytes(server, words, tmp_pat
     manifest = Manifest.read(tmp_path / "undisturbed")
     assert manifest.total + manifest.dropped["not decodable"] == SHARDS * SHARD_SIZE
 
-    times, kills, folders = Random(0), 0, 0
+    times, kills, folders, seconds = Random(0), 0, 0, undisturbed.seconds
     while kills < KILLS:
+        before = kills
         out, folders, written, done = tmp_path / f"killed{folders}", folders + 1, 0, False
         while not done:  # after a kill at the very end as well: the same command then tidies up
-            kill_after = times.uniform(0.1, 0.9) * undisturbed.seconds if kills < KILLS else None
+            kill_after = times.uniform(0.1, 0.9) * seconds if kills < KILLS else None
             attempt = server.attempt(words(out), kill_after=kill_after)
             assert attempt.rc in (0, -signal.SIGKILL), attempt.output
             kills, done = kills + attempt.killed, attempt.rc == 0
             whole = len(list(out.glob("*.tar"))) if out.exists() else 0
             assert whole >= written, "a shard that was whole is gone"
             written = whole
+        seconds /= 1 if kills > before else 2  # the machine was busier when the undisturbed one ran
         assert contents(out) == expected
     print(f"{kills} kills of {folders} encodings: {folders} ended in the bytes of the undisturbed one")
     assert set(expected) == {MANIFEST, DROPPED} | {f"{n:05d}.tar" for n in range(SHARDS)}
@@ -68,7 +70,7 @@ def test_killed_at_random_times_it_ends_in_the_same_bytes(server, words, tmp_pat
 
 def test_ctrl_c_ends_it_in_one_line_and_the_same_command_goes_on(server, words, tmp_path):
     running = server.start(words(tmp_path, "batch_size=1"))
-    wait_until(lambda: (tmp_path / "00001.tar").exists())
+    wait_until(lambda: (tmp_path / "00000.tar").exists())
     running.kill(signal.SIGINT)
     attempt = running.wait()
     assert (attempt.rc, attempt.output) == (130, "sdscratch: stopped\n")
@@ -80,10 +82,10 @@ def test_ctrl_c_ends_it_in_one_line_and_the_same_command_goes_on(server, words, 
 @pytest.mark.skipif(not LONG, reason="each worker imports torch, which takes seconds")
 def test_without_their_parent_workers_vanish_and_the_same_command_goes_on(server, words, tmp_path):
     running = server.start(words(tmp_path / "out", "batch_size=1", "workers=2"))
-    wait_until(lambda: (tmp_path / "out" / "00000.tar").exists(), 120)
+    wait_until(lambda: (tmp_path / "out" / "00000.tar").exists())
     running.kill(whom="parent")
     assert running.wait().rc == -signal.SIGKILL
-    wait_until(lambda: running.group() == [], 5)
+    wait_until(lambda: running.group() == [], 30)
     for out, workers in (("out", 2), ("undisturbed", 0)):
         assert server.attempt(words(tmp_path / out, "batch_size=1", f"workers={workers}")).rc == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")

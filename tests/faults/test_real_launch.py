@@ -39,13 +39,13 @@ def test_from_start_to_stop_to_end_two_ranks_are_one_run_in_one_folder(tmp_path,
     devices = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "logger=default")
     run = RunFolder(tmp_path / "tiny")
     process = start("train", "experiment=tiny", *places, *devices, *SMALLER, "max_steps=100000")
-    wait_until(lambda: len(run.read_metrics()) >= 3, 120)
+    wait_until(lambda: len(run.read_metrics()) >= 3)
     assert len(ranks_of(process)) == 2
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < (5 if LONG else 30)  # the short form: on machines that do other things too
     step = run.state()["step"]
     assert said.splitlines()[-1] == f"sdscratch: {run.path} was stopped by SIGINT after step {step}: " + (
         f"`sdscratch resume {run.path}` goes on"
@@ -68,7 +68,7 @@ def test_a_run_whose_reader_is_gone_stops_with_a_checkpoint_like_any_other(tmp_p
     places = (f"paths.runs={tmp_path}", f"paths.data={tiny_data}", "threads=1")
     process = start("train", "experiment=tiny", *places, *SMALLER, "max_steps=100000", "callbacks.progress.every=1")
     run = RunFolder(tmp_path / "tiny")
-    wait_until(lambda: len(run.read_metrics()) >= 3, 120)
+    wait_until(lambda: len(run.read_metrics()) >= 3)
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
@@ -82,7 +82,7 @@ def test_a_rank_that_dies_ends_the_command_with_exit_code_1_and_one_line(tmp_pat
     devices = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
     run = RunFolder(tmp_path / "tiny")
     process = start("train", "experiment=tiny", *places, *devices, *SMALLER, "max_steps=100000")
-    wait_until(lambda: len(run.read_metrics()) >= 1, 120)
+    wait_until(lambda: len(run.read_metrics()) >= 1)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     begin = time.monotonic()
     said, _ = process.communicate(timeout=60)

@@ -31,26 +31,26 @@ def serve(server: ForkServer, model: Path, *overrides: str) -> Running:
 
 
 def address_of(running: Running) -> str:
-    wait_until(lambda: SERVING.search(running.output()) is not None, 60)
+    wait_until(lambda: SERVING.search(running.output()) is not None)
     return SERVING.search(running.output())[1]
 
 
 def in_background(address: str, wish: dict[str, Any]) -> tuple[threading.Thread, list[httpx.Response]]:
     answers: list[httpx.Response] = []
-    thread = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/generate", json=wish, timeout=60)))
+    thread = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/generate", json=wish, timeout=300)))
     thread.start()
     return thread, answers
 
 
 def wait_for_jobs(address: str, number: int) -> None:
-    wait_until(lambda: httpx.get(f"{address}/health").json()["queue"] == number, 60)
+    wait_until(lambda: httpx.get(f"{address}/health").json()["queue"] == number)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_service_that_is_told_to_stop_ends_the_drawing_and_sends_away_who_waits(server, tiny_run, number, code):
     running = serve(server, tiny_run.path, "grace=60")
     address = address_of(running)
-    drawing = in_background(address, {**WISH, "steps": 150})
+    drawing = in_background(address, {**WISH, "steps": 400})
     wait_for_jobs(address, 1)
     waiting = in_background(address, WISH)
     wait_for_jobs(address, 2)
@@ -75,7 +75,7 @@ def test_a_drawing_that_takes_too_long_is_given_up(server, tiny_run, again):
         running.kill(signal.SIGTERM, "parent")
     begin = time.perf_counter()
     attempt = running.wait()
-    assert attempt.rc == 143 and time.perf_counter() - begin < 10
+    assert attempt.rc == 143 and time.perf_counter() - begin < 30
     assert "Traceback" not in attempt.output
     thread.join()
     assert [answer.status_code for answer in answers] in ([503], [])  # told twice, it may hang up on who waits

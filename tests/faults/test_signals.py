@@ -15,7 +15,7 @@ from sdscratch.run_folder import RunFolder
 
 STOPS = 25 if LONG else 3  # of one process, and as many of two ranks
 TWICE = 10 if LONG else 1
-SECONDS = 5
+SECONDS = 5 if LONG else 30  # the short form runs on machines that do other things too: alone it is one
 RUN = (
     "max_steps=16",
     "trainer.accumulate_grad_batches=2",
@@ -102,7 +102,7 @@ def test_a_second_signal_ends_it_at_once_and_leaves_no_corrupt_file(server, trai
     run = RunFolder(tmp_path / "tiny")
     for _ in range(TWICE):
         job = kind(server, words)
-        wait_until(lambda job=job: "samples per step" in job.ranks[0].output() and bool(run.checkpoints()), 60)
+        wait_until(lambda job=job: "samples per step" in job.ranks[0].output() and bool(run.checkpoints()))
         job.kill(signal.SIGTERM, 0)
         time.sleep(0.02)  # two of a kind that come together count as one
         job.kill(signal.SIGTERM, 0)
@@ -117,7 +117,7 @@ def test_a_second_signal_ends_it_at_once_and_leaves_no_corrupt_file(server, trai
 
 def test_before_its_first_step_a_run_stops_at_once(server, train_words, tmp_path):
     running = server.start(train_words(tmp_path, *ENDLESS))
-    wait_until((tmp_path / "tiny" / ".lock").exists, 60)
+    wait_until((tmp_path / "tiny" / ".lock").exists)
     running.kill(signal.SIGTERM, "parent")
     attempt = running.wait()
     assert attempt.rc == 143 and "was stopped by SIGTERM" in attempt.output, attempt.output
@@ -127,7 +127,7 @@ def test_before_its_first_step_a_run_stops_at_once(server, train_words, tmp_path
 def test_slurms_early_warning_stops_a_run_like_sigterm(server, train_words, tmp_path):
     running = server.start(train_words(tmp_path, *ENDLESS))
     run = RunFolder(tmp_path / "tiny")
-    wait_until(lambda: training(run), 60)
+    wait_until(lambda: training(run))
     running.kill(signal.SIGUSR1, "group")  # sbatch --signal=USR1@90 may reach loader workers too ...
     running.kill(signal.SIGTERM, "parent")  # ... and this is what follows it
     assert running.wait().rc == 143

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from sdscratch.checkpoint_file import write_checkpoint
-from sdscratch.errors import DataError
+from sdscratch.errors import DataError, RunFolderError
 from sdscratch.interop.model_source import load_model, raw_weights
 from sdscratch.interop.run_checkpoint import run_around
 from sdscratch.run_folder import RunFolder
@@ -100,6 +100,15 @@ def test_of_one_that_is_not_there_the_others_are_named(unfinished):
     steps = ", ".join(str(checkpoint.step) for checkpoint in unfinished.checkpoints())
     with pytest.raises(DataError, match=f"there is no checkpoint .*; .* has those of steps: {steps}"):
         load_model(unfinished.checkpoint_path(7))
+
+
+def test_one_that_its_run_removes_while_it_is_read_is_gone_not_damaged(unfinished):
+    checkpoint = unfinished.checkpoints()[-1]
+    checkpoint.path.unlink()
+    with pytest.raises(DataError, match="there is no checkpoint"):
+        load_model(checkpoint.path)
+    with pytest.raises(RunFolderError, match="is gone: its run has gone on"):
+        checkpoint.load()
 
 
 def test_a_checkpoint_of_another_stage_is_refused(unfinished):

@@ -244,3 +244,15 @@ def test_the_folder_of_a_published_model_does_as_configs(tmp_path, file):
     found, _ = read_single_file(load_file(tmp_path / "b.safetensors"), "b", configs=folder)
     assert found.encoders.vae.config.scaling_factor == SCALING_FACTOR
     assert found.noise_schedule.timestep_spacing == "leading"
+
+
+def test_there_are_no_configs_before_all_of_the_file_is_written(tmp_path, monkeypatch):
+    """Killed while it is, it leaves nothing that would be in the way of the same command."""
+    path, seen = tmp_path / "a.safetensors", list[tuple[str, bool]]()
+    monkeypatch.setattr("sdscratch.files.crash_point", lambda name: seen.append((name, configs_beside(path).exists())))
+    write_single_file(path, model())
+    assert [found for found in seen if found[0].startswith("export:")] == [
+        ("export:tmp", False),
+        ("export:fsync", False),
+        ("export:rename", True),
+    ]

@@ -199,6 +199,20 @@ def test_two_adoptions_of_one_folder_at_once_are_kept_apart(tars):
     assert Tars(tars).adopt().total == 5 and not (tars / LOCK).exists()
 
 
+def test_notes_that_another_adoption_removes_meanwhile_are_not_missed(tars, monkeypatch):
+    (tars / ".adoption").mkdir()
+    scandir = os.scandir
+
+    def too_late(path):
+        if str(path).endswith(".adoption"):
+            (tars / ".adoption").rmdir()
+            monkeypatch.undo()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", too_late)
+    assert Tars(tars).adopt().total == 5
+
+
 def test_the_lock_of_an_adoption_that_was_killed_at_its_very_end_is_tidied_up(tars):
     manifest = Tars(tars).adopt()
     (tars / LOCK).write_text("1")

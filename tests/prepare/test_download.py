@@ -30,7 +30,7 @@ from sdscratch.prepare.pictures import Form
 from sdscratch.prepare.verify import verify
 
 PACK = Path(os.environ.get("SDSCRATCH_DATA_PACK", Path(__file__).parents[3] / "shared" / "data"))
-MANNERS = Manners(read_timeout=2.0, total_timeout=5.0, backoff=0.01, allow_private=True)
+MANNERS = Manners(read_timeout=30.0, total_timeout=30.0, backoff=0.01, allow_private=True)
 
 
 def png(number: int) -> bytes:
@@ -200,7 +200,7 @@ def shaky(server: WebServer, tmp_path: Path) -> UrlRows:
 
 
 def asking_once(**settings: object) -> Downloader:
-    manners = Manners(read_timeout=2.0, total_timeout=5.0, retries=0, allow_private=True, concurrency=1)
+    manners = Manners(read_timeout=30.0, total_timeout=30.0, retries=0, allow_private=True, concurrency=1)
     return Downloader(Form(size=24, min_size=16), manners, **{"shard_size": 3, "workers": 1, **settings})
 
 

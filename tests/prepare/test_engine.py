@@ -28,9 +28,13 @@ def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
-def number_of_worker(task: int) -> int | None:
-    time.sleep(0.2)  # so that no worker does it all
-    return worker_number()
+def number_of_worker(folder: str) -> int | None:
+    number = worker_number()
+    Path(folder, str(number)).touch()
+    deadline = time.monotonic() + 60
+    while number is not None and len(os.listdir(folder)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)  # so that no worker does it all
+    return number
 
 
 def vanish(task: str) -> None:
@@ -58,9 +62,11 @@ def test_every_task_is_done_once_and_in_as_many_processes_as_asked_for(workers):
     assert processes == {os.getpid()} if workers == 0 else os.getpid() not in processes and len(processes) <= workers
 
 
-def test_workers_are_numbered_and_the_process_itself_is_none():
-    assert set(map_shards(number_of_worker, range(2))) == {None}
-    assert set(map_shards(number_of_worker, range(4), workers=2)) == {0, 1}
+def test_workers_are_numbered_and_the_process_itself_is_none(tmp_path):
+    for workers, expected in ((0, {None}), (2, {0, 1})):
+        (tmp_path / str(workers)).mkdir()
+        tasks = 4 * [str(tmp_path / str(workers))]
+        assert set(map_shards(number_of_worker, tasks, workers=workers)) == expected
 
 
 def test_no_tasks_are_no_work():
@@ -135,12 +141,20 @@ def all_end(processes: list[int], seconds: float) -> bool:
     return not any(map(is_alive, processes))
 
 
+def busy() -> float:
+    """How many times longer than alone something takes on this machine just now."""
+    start, cpu = time.monotonic(), time.process_time()
+    while time.process_time() - cpu < 0.1:
+        pass
+    return (time.monotonic() - start) / 0.1
+
+
 def test_ctrl_c_ends_all_within_two_seconds_and_without_a_traceback(job):
     process, workers = job
-    start = time.monotonic()
+    longer, start = busy(), time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everyone
     said = process.communicate(timeout=60)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 2 * max(longer, busy())
     assert said == ("stopped\n", "") and process.returncode == 0
     assert all_end(workers, 0)
 
@@ -148,7 +162,7 @@ def test_ctrl_c_ends_all_within_two_seconds_and_without_a_traceback(job):
 def test_workers_end_when_their_parent_is_killed(job):
     process, workers = job
     process.kill()
-    assert all_end(workers, 2)
+    assert all_end(workers, 30)  # half of what they would take otherwise
 
 
 @pytest.fixture(scope="module")

@@ -271,3 +271,18 @@ def test_two_at_once_in_one_folder_are_kept_apart(metadata, tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+def test_what_another_process_has_filtered_otherwise_meanwhile_is_not_replaced(metadata, tmp_path, monkeypatch):
+    planned = Filter._planned
+
+    def other_first(*arguments):
+        monkeypatch.undo()
+        Filter(Rules(min_side=1024)).write(metadata, tmp_path)
+        return planned(*arguments)
+
+    monkeypatch.setattr(Filter, "_planned", other_first)
+    with pytest.raises(DataError, match=r"already holds rows filtered otherwise \(they differ in rules\)"):
+        Filter(RULES).write(metadata, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == OUTPUTS
+    assert Funnel.read(tmp_path).made_by["rules"]["min_side"] == 1024

@@ -42,7 +42,7 @@ def download(url_list, output_folder, number_sample_per_shard, url_col, disable_
             for n, row in enumerate(rows[shard * number_sample_per_shard :][:number_sample_per_shard]):
                 answer = {"number": row["number"], "key": f"{shard:05d}{n:04d}", "error_message": None}
                 try:
-                    with urllib.request.urlopen(row[url_col], timeout=5) as response:
+                    with urllib.request.urlopen(row[url_col], timeout=30) as response:
                         member = tarfile.TarInfo(answer["key"] + ".jpg")
                         content = response.read()
                         member.size = len(content)
@@ -86,7 +86,7 @@ def rows(server: WebServer, tmp_path: Path) -> UrlRows:
 
 
 def downloader(**settings: object) -> Downloader:
-    manners = Manners(retries=0, total_timeout=5.0, allow_private=True)
+    manners = Manners(retries=0, total_timeout=30.0, allow_private=True)
     return Downloader(Form(size=32, min_size=8), manners, **{"shard_size": 4, "workers": 1, **settings})
 
 
@@ -108,6 +108,9 @@ def test_both_engines_write_the_same_shards(stand_in, rows, tmp_path):
         "no URL": 1,
     }
     assert two.dropped == one.dropped and not (tmp_path / "other" / img2dataset.FETCHED).exists()
+    (tmp_path / "other" / img2dataset.FETCHED).mkdir()  # as a job leaves it that is killed at its very end
+    assert img2dataset.write(downloader(workers=0), rows, tmp_path / "other", stand_in) == two
+    assert not (tmp_path / "other" / img2dataset.FETCHED).exists()
     assert (
         Manifest.read(tmp_path / "other") == two == downloader().write(rows, tmp_path / "other")
     )  # engines may change

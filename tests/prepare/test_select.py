@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sdscratch.data.order import Order
 from sdscratch.data.selection import ROWS, SELECTION
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
+from sdscratch.prepare import select as selecting
 from sdscratch.prepare.select import select
 
 
@@ -253,3 +255,23 @@ def test_a_field_may_have_the_name_of_a_word_for_the_time(tmp_path):
     folder = write(tmp_path / "a", [json.dumps({"captions": ["x"], "today": n, "now": n}).encode() for n in range(4)])
     select(folder, tmp_path / "out", "today >= 1 and now < 3 and year(TIMESTAMP '2020-01-01') + 1 - 1 = 2020")
     assert keys(tmp_path / "out") == [1, 2]
+
+
+def test_of_two_selections_into_one_folder_at_once_the_second_is_refused_and_the_first_stays_whole(
+    latents, tmp_path, monkeypatch
+):
+    def other_first(*arguments):
+        monkeypatch.undo()
+        select(latents, tmp_path / "out", "aesthetic < 2", tmp_path / "cache")
+        return fitting(*arguments)
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".{ROWS}.{dead.pid}.tmp").touch()  # which is of no use any more
+    fitting = selecting._fitting
+    monkeypatch.setattr(selecting, "_fitting", other_first)
+    with pytest.raises(DataError, match="holds another selection"):
+        select(latents, tmp_path / "out", "aesthetic > 9", tmp_path / "cache")
+    assert keys(tmp_path / "out") == [0, 1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [ROWS, SELECTION]

@@ -62,7 +62,7 @@ def live(app: FastAPI, engine: Engine, grace: float = 5.0) -> Iterator[Server]:
         thread.join(30)
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, f"it did not happen within {seconds} s"
@@ -75,7 +75,7 @@ def on_loop(engine: Engine, what: Callable[[], Any]) -> Any:
     async def look() -> Any:
         return what()
 
-    return asyncio.run_coroutine_threadsafe(look(), engine._loop).result(10)
+    return asyncio.run_coroutine_threadsafe(look(), engine._loop).result(60)
 
 
 def picture(uri: str) -> Image.Image:

@@ -6,7 +6,9 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from sdscratch.cli import main
 from sdscratch.commands.curriculum_report import _held_out_losses
 from sdscratch.data.shapes import EDITION, samples
 from sdscratch.data.shards import write_shards
+from sdscratch.errors import RunFolderError
 from sdscratch.run_folder import RunFolder
+from sdscratch.training.curriculum import set_aside
 
 PHASES = {  # tiny steps and warm-up beside the shipped peaks
     "p1_laion_broad": (7, 3, 1e-4),
@@ -257,6 +261,19 @@ def test_changed_phases_are_trained_again_on_request_and_those_that_build_on_the
     with watched() as (_, rates):
         assert main(["curriculum", *words("p1_laion_broad", "p4_faces", more=more)]) == 0
     assert rates == []  # asked for again, it is as configured
+
+
+def test_a_stale_phase_that_another_process_trains_is_not_set_aside_under_its_hands(tmp_path):
+    run = RunFolder(tmp_path / "p4_faces")
+    run.set_state(status="running")
+    code = "import sys; from sdscratch.run_folder import RunFolder; run = RunFolder(sys.argv[1])"
+    code += "; run.lock(); print(flush=True); input()"
+    with Popen([sys.executable, "-c", code, str(run.path)], stdin=PIPE, stdout=PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(RunFolderError, match=f"is in use by process {other.pid}"):
+            set_aside(run)
+        other.communicate(b"\n")
+    assert set_aside(run) == tmp_path / "p4_faces.stale1" and not run.path.exists()
 
 
 def test_a_changed_last_phase_leaves_those_before_it_alone(two, words):

@@ -60,6 +60,7 @@ def write(downloader: Downloader, rows: UrlRows, out: Path, python: str) -> Mani
     made_by = downloader.made_by(rows)
     folder = ShardFolder(out, made_by)
     if (manifest := folder.claim()) is not None:
+        shutil.rmtree(out / FETCHED, ignore_errors=True)  # of a job that was killed at its very end
         return manifest
     numbers = range(-(-len(rows) // downloader.shard_size))
     if missing := [number for number in numbers if not folder.has(shard_name(number))]:

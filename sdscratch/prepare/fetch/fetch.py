@@ -53,7 +53,7 @@ class Fetch:
         Raises DataError where a file cannot be had or is not what was published, CannotWriteError for a full disk,
         RunFolderError while another process fetches into `out`: two that go on with one half file would spoil it.
         """
-        self._make_room()
+        self._check_room()
         with FolderLock(self.out, "set another out=").held():
             return self._fetched(progress)
 
@@ -85,17 +85,13 @@ class Fetch:
         about = {"licence": self.source.licence, "status": self.source.status, "notes": self.source.notes}
         write_json(self.out / FETCHED, about | {"files": dict(sorted(record.items()))})
 
-    def _make_room(self) -> None:
+    def _check_room(self) -> None:
         existing = next(folder for folder in (self.out, *self.out.absolute().parents) if folder.exists())
         if (free := shutil.disk_usage(existing).free) < self.size:
             raise CannotWriteError(
                 f"{self.out} has {size_in_words(free)} left, {size_in_words(self.size)} are to come: free some space, or "
                 "fetch less, as by source.patterns=[...]"
             )
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(f"cannot write into {self.out}: {error.strerror or error}") from error
 
 
 def size_in_words(size: int | None) -> str:

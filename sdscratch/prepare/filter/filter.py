@@ -19,8 +19,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from sdscratch.errors import CannotWriteError, ConfigError, DataError, check_choice
-from sdscratch.files import FolderLock, read_json, remove_halves, sha256_of, write_json
+from sdscratch.errors import ConfigError, DataError, check_choice
+from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.filter.funnel import Funnel, summed
 from sdscratch.prepare.filter.metadata import (
@@ -99,17 +99,15 @@ class Filter:
             "files": len(files),
             "source_fingerprint": sha256("".join(mark for mark, _ in files).encode()).hexdigest(),
         }
-        if (there := _finished(out, made_by)) is not None:
-            shutil.rmtree(out / PARTS, ignore_errors=True)  # of a job that was killed at its very end
-            remove_halves(out)
+        at_it = (out / LOCK, out / PARTS)  # there while somebody is, or was killed at the very end
+        if (there := _finished(out, made_by)) is not None and not any(path.exists() for path in at_it):
             return there
         parts, bad = self._planned({_name(file, source): file for _, file in files})
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWriteError(f"cannot write into {out}: {error.strerror or error}") from error
         with FolderLock(out, "set another out=").held():
             remove_halves(out)
+            if (there := _finished(out, made_by)) is not None:  # by whoever had the lock until now
+                shutil.rmtree(out / PARTS, ignore_errors=True)
+                return there
             work = _working_folder(out / PARTS, made_by)
             todo = [part for part in parts if not _account(work, part).exists()]
             judged = map_shards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -60,7 +61,8 @@ def metadata_files(path: Path, but_not_in: Path) -> list[Path]:
     if path.is_file():
         reader(path)
         return [path]
-    shown = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
+    below = (Path(place, name) for place, _, names in os.walk(path) for name in names)
+    shown = (file for file in below if not _is_hidden(file.relative_to(path)))
     found = [file for file in shown if file.is_file() and _ending(file)]
     found = [file for file in found if not file.resolve().is_relative_to(but_not_in.resolve())]
     if not found:

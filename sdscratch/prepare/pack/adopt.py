@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -99,11 +100,13 @@ def _tars(folder: Path) -> list[str]:
     compressed = sorted(
         path.name for path in (*folder.glob("*.tar.*"), *folder.glob("*.tgz")) if path.suffix != ".json"
     )
-    below = next((path for path in folder.rglob("*.tar") if path.parent != folder), None)
+    # Not by rglob, which fails where a folder is removed meanwhile, as by another adoption that has just ended.
+    below = (Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files))
+    deeper = next((path for path in below if path.suffix == ".tar" and path.parent != folder), None)
     if compressed:
         raise DataError(f"{folder / compressed[0]} is compressed, and a shard is read in no sequence: unpack it first.")
-    if below is not None:
-        raise DataError(f"{below} lies below {folder}: adopt each folder of tars on its own, or move them into one.")
+    if deeper is not None:
+        raise DataError(f"{deeper} lies below {folder}: adopt each folder of tars on its own, or move them into one.")
     if (odd := next((name for name in names if not (folder / name).is_file()), None)) is not None:
         raise DataError(
             f"{folder / odd} is no file, but a folder, a pipe, or a link that leads nowhere. Move it elsewhere."
