@@ -134,9 +134,8 @@ def _is_whole(png: bytes) -> bool:
 def _samples(run: RunFolder) -> dict[int, dict[str, Path]]:
     """By step, and then by file name."""
     found: dict[int, dict[str, Path]] = {}
-    for name in glob(
-        "step_*/*.png", root_dir=run.path / "samples"
-    ):  # pathlib's fails where a folder is removed meanwhile
+    # Not by pathlib's glob, which fails where a folder is removed meanwhile.
+    for name in glob("step_*/*.png", root_dir=run.path / "samples"):
         path = run.path / "samples" / name
         if is_text(path) and (number := SAMPLES.fullmatch(path.parent.name)):
             found.setdefault(int(number[1]), {})[path.name] = path
