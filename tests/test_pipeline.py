@@ -120,9 +120,9 @@ def test_without_guidance_the_negative_prompt_says_nothing(pipe):
 
 
 def calls_of(pipe: TextToImage, **settings: Any) -> list[int]:
-    """How many rows the network saw, call by call."""
+    """How many rows the network answered, call by call."""
     rows: list[int] = []
-    hook = pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    hook = pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     try:
         pipe("a red circle", sampler="euler", num_inference_steps=5, **settings)
     finally:
