@@ -95,6 +95,9 @@ class TextToImage:
         except (RuntimeError, AssertionError) as error:  # torch has no class of its own for it
             raise ConfigError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
         self.encoders.to(device, dtype)
+        # Channels last decodes pictures in 2 to 12 % less time on a CPU; nobody has measured what a GPU takes.
+        layout = torch.channels_last if self._device.type == "cpu" else torch.contiguous_format
+        self.encoders.vae.to(memory_format=layout)
         return self
 
     @torch.no_grad()
@@ -193,7 +196,8 @@ class TextToImage:
     ) -> tuple[Denoise, Denoiser]:
         """What the sampler asks, and a plain one, which knows the timesteps."""
         ask = partial(guided, network, read=network.read)
-        states = self.encoders.text(prompts)
+        both = self.encoders.text(prompts if asked.guidance_scale == 1 else [*prompts, *negatives])  # in one pass
+        states, null = both[: len(prompts)], both[len(prompts) :]
         denoiser = partial(
             Denoiser,
             noise_schedule=self.noise_schedule,
@@ -203,7 +207,6 @@ class TextToImage:
         plain = denoiser(ask(states, None, 1))
         if asked.guidance_scale == 1:
             return plain, plain
-        null = self.encoders.text(negatives)
         pulled = denoiser(ask(states, null, asked.guidance_scale, asked.guidance_rescale))
         interval = asked.guidance_interval
         return pulled if interval is None else guided_within(interval, pulled, plain), plain

@@ -120,9 +120,9 @@ def test_without_guidance_the_negative_prompt_says_nothing(pipe):
 
 
 def calls_of(pipe: TextToImage, **settings: Any) -> list[int]:
-    """How many rows the network saw, call by call."""
+    """How many rows the network answered, call by call."""
     rows: list[int] = []
-    hook = pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    hook = pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     try:
         pipe("a red circle", sampler="euler", num_inference_steps=5, **settings)
     finally:
@@ -247,13 +247,24 @@ def test_numbers_that_are_not_finite_are_warned_of(tiny_run):
     ids=str,
 )
 def test_the_steps_of_a_sampler_share_one_reading_of_the_text(pipe, settings, times):
-    """With guidance at some of the steps only, one of prompt and negative prompt and one of the prompt alone."""
-    read = []
+    """With guidance at some of the steps only, one of prompt and negative prompt and one of the prompt alone.
+
+    Prompts and negative prompts are encoded in one pass.
+    """
+    read, encoded = [], []
     keys = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    hook = keys.register_forward_hook(lambda *_: read.append(1))
-    pipe(PROMPTS[:2], **{"guidance_scale": 3.0} | settings)
-    hook.remove()
-    assert len(read) == times
+    hooks = [
+        keys.register_forward_hook(lambda *_: read.append(1)),
+        pipe.encoders.text.model.register_forward_hook(lambda *_: encoded.append(1)),
+    ]
+    pipe(PROMPTS[:2], "blurred", **{"guidance_scale": 3.0} | settings)
+    for hook in hooks:
+        hook.remove()
+    assert len(read) == times and len(encoded) == 1
+
+
+def test_on_a_cpu_pictures_are_decoded_in_the_layout_that_takes_less_time(pipe):
+    assert pipe.encoders.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 # Weights

@@ -78,7 +78,7 @@ def samples_per_second_in_batches(folder: Path) -> float:
 def share_of_waiting(folder: Path) -> float:
     """By the clock, of steps in which the device is at work for STEP per sample and this process is not, as beside a GPU.
 
-    What is waited for is a batch to be handed over by a worker. On CUDA a thread takes it over ahead of the step; not here.
+    What a worker has to hand over, a thread of this process takes while the step is at work, on CUDA one of torch's own.
     """
     batches = iter(_data(folder, BATCH, WORKERS).train_dataloader())
     for _ in range(1 + WORKERS):

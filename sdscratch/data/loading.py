@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
@@ -90,13 +91,29 @@ class PositionSampler:
 
 
 class Loader(DataLoader):
-    """A DataLoader that gives the errors meant for users as they were raised, without a worker's traceback."""
+    """A DataLoader that gives the errors meant for users as they were raised, without a worker's traceback.
+
+    What a worker has ready, a thread takes over while the step is at work; where memory is pinned, torch has one for it.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            yield from one_ahead(batches) if self.num_workers and not self.pin_memory else batches
         except SdscratchError as error:
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+
+
+def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same, each taken in a thread while the one before is in use: from a process, that is milliseconds for every batch.
+
+    An error comes when its batch is asked for. Whoever leaves waits until the one on its way is there.
+    """
+    with ThreadPoolExecutor(1, "taking batches") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 LOST_WORKER = re.compile(

@@ -23,8 +23,9 @@ def guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Bind a network to its text: (noisy latents (B, C, h, w), timesteps (B,)) -> prediction (B, C, h, w).
 
-    cond_states, uncond_states: (B, L, D), the prompts and the negative prompts. Both go through the network as one
-    batch, [uncond; cond], and give uncond + guidance_scale * (cond - uncond). guidance_scale 1 asks for cond alone, at
+    network: answers each of 2 B texts, [those of all pictures; others of all pictures], about the B latents given with them.
+    cond_states, uncond_states: (B, L, D), the prompts and the negative prompts. Both go through the network together,
+    [uncond; cond], and give uncond + guidance_scale * (cond - uncond). guidance_scale 1 asks for cond alone, at
     half the cost; uncond_states may then be None. guidance_rescale in [0, 1] draws each sample's standard deviation
     back to that of cond, against overexposure (Lin et al. 2024, section 3.4). As in diffusers' StableDiffusionPipeline.
     The network is given the latents in the dtype of the states, which is its own; all else is done in that of the latents.
@@ -38,7 +39,7 @@ def guided(
     text = cache(lambda: read(states))
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        output = network(torch.cat([latents.to(states.dtype)] * 2), torch.cat([timesteps] * 2), text())
+        output = network(latents.to(states.dtype), timesteps, text())
         uncond, cond = output.to(latents.dtype).chunk(2)  # a large scale would multiply half precision's rounding
         prediction = uncond + guidance_scale * (cond - uncond)
         if guidance_rescale == 0:

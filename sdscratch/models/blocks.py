@@ -75,7 +75,8 @@ class ResBlock(nn.Module):
 class Text(NamedTuple):
     """What the tokens of a picture gather from beside each other.
 
-    states: (B, T, cross_attention_dim). mask: (1, T), 0, or -inf for states that are there to fill up only; None: all count.
+    states: (B, T, cross_attention_dim); or of several texts for each of B pictures, the first of all, then the second of all.
+    mask: (1, T), 0, or -inf for states that are there to fill up only; None: all count.
     read: keys and values, by the attention that they are for; None: each makes its own.
     """
 
@@ -105,6 +106,11 @@ class Text(NamedTuple):
     def only(self, attention: Attention) -> Text:
         """What this attention needs of it. Given all of `read`, no two blocks would share what was compiled."""
         return self if self.read is None else self._replace(read={attention: self.read[attention]})
+
+
+def for_each_text(rows: Tensor, texts: int) -> Tensor:
+    """(B, ...), of each picture -> (texts, ...), of each of as many texts. Until pictures meet their texts, once is enough."""
+    return rows if len(rows) == texts else torch.cat([rows] * (texts // len(rows)))
 
 
 class Attention(nn.Module):
@@ -189,7 +195,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Tokens look at each other, then at the text, then think: three pre-norm residual updates of (B, N, channels)."""
+    """Tokens look at each other, then at the text, then think: three pre-norm residual updates of (B, N, channels).
+
+    Given several texts for each picture, tokens come back for each text.
+    """
 
     def __init__(self, channels: int, num_heads: int, cross_attention_dim: int) -> None:
         super().__init__()
@@ -202,6 +211,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, text: Text) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
+        tokens = for_each_text(tokens, len(text.states))
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
 
@@ -209,7 +219,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A transformer block over the pixels of a feature map, as an update to it.
 
-    hidden_states (B, channels, H, W), text (B, T, cross_attention_dim) -> (B, channels, H, W).
+    hidden_states (B, channels, H, W), text (B, T, cross_attention_dim) -> (B, channels, H, W); one for each text.
     `use_linear_projection` chooses linear layers over 1x1 convolutions; they differ in the shape of their weights only.
     """
 
@@ -239,7 +249,7 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, text.only(block.attn2))  # type: ignore[arg-type]
         update = to_map(self.proj_out(tokens), size) if linear else self.proj_out(to_map(tokens, size))
-        return hidden_states + update
+        return for_each_text(hidden_states, len(text.states)) + update
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:

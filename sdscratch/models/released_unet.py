@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdscratch.errors import ConfigError, check_whole
 from sdscratch.models import blocks
-from sdscratch.models.blocks import Text, timestep_sinusoid, to_map, to_tokens
+from sdscratch.models.blocks import Text, for_each_text, timestep_sinusoid, to_map, to_tokens
 
 GROUPS = 32
 """Of every group normalisation."""
@@ -216,7 +216,7 @@ class ReleasedUNet(nn.Module):
 
         latents: (B, in_channels, H, W), H and W multiples of what the levels halve. timesteps: one for all or (B,), whole
         or fractional, rising with noise. encoder_hidden_states: text states of every token, (B, T, cross_attention_dim), or
-        what `read` made of them.
+        what `read` made of them; several for each picture give one prediction for each.
         Returns (B, out_channels, H, W). Raises ConfigError for other sizes.
         """
         factor = 2 ** (len(self.config["block_out_channels"]) - 1)
@@ -229,12 +229,13 @@ class ReleasedUNet(nn.Module):
         if not isinstance(timesteps, Tensor):
             timesteps = latents.new_full((), timesteps, dtype=torch.float32)
         timesteps = timesteps.to(latents.device).expand(latents.shape[0])
+        text = Text.of(encoder_hidden_states)
+        latents, timesteps = (for_each_text(rows, len(text.states)) for rows in (latents, timesteps))
         sinusoid = timestep_sinusoid(
             timesteps, self.config["block_out_channels"][0], flip_sin_to_cos=False, freq_shift=1
         )
         time = self.t_emb(sinusoid.to(latents.dtype))
 
-        text = Text.of(encoder_hidden_states)
         hidden_states = self.conv_in(latents)
         skips = []
         for layer in self.downs:

@@ -20,6 +20,7 @@ from sdscratch.models.blocks import (
     TimestepEmbedding,
     TransformerBlock,
     Upsample,
+    for_each_text,
     timestep_sinusoid,
 )
 from sdscratch.models.unet_config import misfits, per_level, read_config, refuse
@@ -48,9 +49,10 @@ class Stage(nn.Module):
         return self._layer(*inputs)
 
     def _layer(self, i: int, hidden_states: Tensor, skip: Tensor | None, time: Tensor, text: Text) -> Tensor:
+        count = len(hidden_states)
         if skip is not None:
-            hidden_states = torch.cat([hidden_states, skip], dim=1)
-        hidden_states = self.resnets[i](hidden_states, time)
+            hidden_states = torch.cat([hidden_states, for_each_text(skip, count)], dim=1)
+        hidden_states = self.resnets[i](hidden_states, time if len(time) == count else time[:count])
         return self.attentions[i](hidden_states, text) if i < len(self.attentions) else hidden_states
 
 
@@ -234,15 +236,16 @@ class UNet(nn.Module):
 
         latents: (B, in_channels, H, W), any H and W. timesteps: one for all or (B,), whole or fractional, rising with
         noise. encoder_hidden_states: text states of every token, (B, T, cross_attention_dim), or what `read` made of them.
-        Returns (B, out_channels, H, W).
+        Returns (B, out_channels, H, W). Given several texts for each picture (see Text), one prediction for each text: what
+        comes before the first look at the text is computed once for all of them.
         """
         if not isinstance(timesteps, Tensor):
             timesteps = latents.new_full((), timesteps, dtype=torch.float32)
         timesteps = timesteps.to(latents.device).expand(latents.shape[0])
-        sinusoid = self.sinusoid(timesteps).to(latents.dtype)
+        text = Text.of(encoder_hidden_states)
+        sinusoid = self.sinusoid(for_each_text(timesteps, len(text.states))).to(latents.dtype)
         time = F.silu(self.time_embedding(sinusoid))  # every residual block begins with this silu: taken once
 
-        text = Text.of(encoder_hidden_states)
         skips = [self.conv_in(latents)]
         for down in self.down_blocks:
             skips += down(skips[-1], time, text)

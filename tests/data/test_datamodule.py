@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from itertools import islice
 
 import lightning as L
@@ -14,7 +15,7 @@ from torch import nn
 
 from sdscratch.data import DataModule, ImageCollate, LatentCollate
 from sdscratch.data.index import OpenFiles
-from sdscratch.data.loading import PositionSampler, end_workers
+from sdscratch.data.loading import PositionSampler, end_workers, one_ahead
 from sdscratch.data.shards import write_shards
 from sdscratch.errors import ConfigError, DataError
 from sdscratch.randomness import noise
@@ -126,6 +127,32 @@ def test_readers_are_ended_though_their_loader_is_still_held_and_they_pass_over_
         reader.terminate()
     end_workers()
     assert not any(reader.is_alive() for reader in readers)
+
+
+def test_one_batch_is_taken_while_the_one_before_is_in_use_and_an_error_comes_when_its_batch_would():
+    asked = [threading.Event() for _ in range(3)]
+
+    def batches():
+        for number, event in enumerate(asked):
+            event.set()
+            yield number
+        raise DataError("the fourth")
+
+    taken = one_ahead(batches())
+    assert not asked[0].is_set()
+    assert next(taken) == 0 and asked[1].wait(10) and not asked[2].is_set()
+    assert [next(taken), next(taken)] == [1, 2]
+    with pytest.raises(DataError, match="the fourth"):
+        next(taken)
+    assert list(one_ahead(iter([]))) == []
+
+
+def test_what_workers_read_is_taken_in_a_thread_that_ends_when_the_loader_is_left(latent_shards):
+    batches = iter(module(latent_shards, num_workers=1).train_dataloader())
+    next(batches)
+    assert any(thread.name.startswith("taking batches") for thread in threading.enumerate())
+    batches.close()
+    assert not any(thread.name.startswith("taking batches") for thread in threading.enumerate())
 
 
 def test_latent_batches_hold_what_they_say(latent_shards, image_shards):

@@ -41,6 +41,17 @@ def test_a_text_that_was_read_before_gives_the_same_answer():
     )
 
 
+@torch.no_grad()
+def test_several_texts_for_each_picture_are_answered_together():
+    network = ReleasedUNet(**SMALL)
+    network.load_state_dict(recorded_weights(ema=False))
+    latents, timesteps, text = recorded_inputs()
+    expected = network(
+        torch.cat([latents] * 2), torch.cat([timesteps.expand(len(latents))] * 2), torch.cat([text, -text])
+    )
+    torch.testing.assert_close(network(latents, timesteps, torch.cat([text, -text])), expected, atol=0, rtol=0)
+
+
 def test_its_weights_come_in_the_same_order_and_shapes():
     """The optimizer's state in the released file goes by order."""
     found = {name: list(tensor.shape) for name, tensor in ReleasedUNet(**SMALL).named_parameters()}

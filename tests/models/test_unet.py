@@ -311,6 +311,21 @@ def test_a_text_that_was_read_before_gives_the_same_answer_for_less_work() -> No
     assert work[0] - work[1] == {"mm": 2 * 4, **FILLING_UP} and not work[1] - work[0]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_several_texts_for_each_picture_are_answered_together_for_less_work(shape) -> None:
+    """As for a prompt and a negative one: what comes before the first look at a text is computed once."""
+    unet, _ = twins(**SHAPES[shape])
+    latents, timesteps, text = inputs(unet)
+    texts = torch.cat([text, -text])
+    with Kernels() as apart:
+        expected = unet(torch.cat([latents] * 2), torch.cat([timesteps] * 2), texts)
+    with Kernels() as together:
+        found = unet(latents, timesteps, texts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert together.bytes_touched < apart.bytes_touched
+
+
 def test_a_text_that_is_filled_up_to_whole_vectors_says_the_same() -> None:
     unet, _ = twins(torch.float64)
     latents, timesteps, states = inputs(unet)
