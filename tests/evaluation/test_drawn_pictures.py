@@ -96,9 +96,9 @@ def test_a_part_leaves_alone_what_others_have_half_written_and_the_whole_tidies_
     half = tmp_path / f".00001.png.{dead.pid}.tmp"  # it may be one of another machine
     half.touch()
     drawn = DrawnPictures(tmp_path, PROMPTS, PROTOCOL)
-    drawn.draw(pipe, batch_size=5, part=(0, 2))
+    drawn.draw(pipe, part=(0, 2))
     assert half.exists()
-    drawn.draw(pipe, batch_size=5)
+    drawn.draw(pipe)
     assert not half.exists()
 
 
