@@ -10,9 +10,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from itertools import count
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -104,16 +105,36 @@ class Loader(DataLoader):
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
 
 
+LEAVING = 1.0
+"""Seconds that whoever leaves waits for the batch that is on its way: it comes in milliseconds, or perhaps never."""
+
+
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """The same, each taken in a thread while the one before is in use: from a process, that is milliseconds for every batch.
 
-    An error comes when its batch is asked for. Whoever leaves waits until the one on its way is there.
+    An error comes when its batch is asked for.
     """
-    with ThreadPoolExecutor(1, "taking batches") as thread:
-        coming = thread.submit(next, batches, None)
+    coming = _taken(batches)
+    try:
         while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
+            coming = _taken(batches)
             yield batch
+    finally:
+        wait([coming], LEAVING)
+
+
+def _taken(batches: Iterator[Any]) -> Future[Any]:
+    """The next one, or None after the last."""
+    batch = Future[Any]()
+
+    def take() -> None:
+        try:
+            batch.set_result(next(batches, None))
+        except BaseException as error:
+            batch.set_exception(error)
+
+    Thread(target=take, name="taking a batch", daemon=True).start()  # which keeps no program that ends
+    return batch
 
 
 LOST_WORKER = re.compile(

@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from itertools import islice
 
 import lightning as L
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tiny_shards import image_samples, latent_samples
 from torch import nn
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from sdscratch.data import DataModule, ImageCollate, LatentCollate
 from sdscratch.data.index import OpenFiles
@@ -147,12 +149,36 @@ def test_one_batch_is_taken_while_the_one_before_is_in_use_and_an_error_comes_wh
     assert list(one_ahead(iter([]))) == []
 
 
-def test_what_workers_read_is_taken_in_a_thread_that_ends_when_the_loader_is_left(latent_shards):
-    batches = iter(module(latent_shards, num_workers=1).train_dataloader())
+def test_a_batch_that_never_comes_keeps_nobody_who_leaves():
+    never = threading.Event()
+
+    def batches():
+        yield 0
+        never.wait()
+
+    taken = one_ahead(batches())
+    assert next(taken) == 0
+    start = time.monotonic()
+    taken.close()
+    assert time.monotonic() - start < 30 and not never.is_set()
+    never.set()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_workers_read_is_taken_in_a_thread(latent_shards, monkeypatch, num_workers):
+    threads = []
+
+    following = _BaseDataLoaderIter.__next__
+
+    def noted(loading):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return following(loading)
+
+    monkeypatch.setattr(_BaseDataLoaderIter, "__next__", noted)
+    batches = iter(module(latent_shards, num_workers=num_workers).train_dataloader())
     next(batches)
-    assert any(thread.name.startswith("taking batches") for thread in threading.enumerate())
     batches.close()
-    assert not any(thread.name.startswith("taking batches") for thread in threading.enumerate())
+    assert set(threads) == {num_workers == 0}
 
 
 def test_latent_batches_hold_what_they_say(latent_shards, image_shards):
