@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from itertools import count
+from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Any
@@ -114,27 +115,28 @@ def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
 
     An error comes when its batch is asked for.
     """
-    coming = _taken(batches)
-    try:
-        while (batch := coming.result()) is not None:
-            coming = _taken(batches)
-            yield batch
-    finally:
-        wait([coming], LEAVING)
-
-
-def _taken(batches: Iterator[Any]) -> Future[Any]:
-    """The next one, or None after the last."""
-    batch = Future[Any]()
+    wanted = SimpleQueue[Future[Any] | None]()
 
     def take() -> None:
-        try:
-            batch.set_result(next(batches, None))
-        except BaseException as error:
-            batch.set_exception(error)
+        while (batch := wanted.get()) is not None:
+            try:
+                batch.set_result(next(batches, None))
+            except BaseException as error:
+                batch.set_exception(error)
 
-    Thread(target=take, name="taking a batch", daemon=True).start()  # which keeps no program that ends
-    return batch
+    def want() -> Future[Any]:
+        wanted.put(batch := Future[Any]())
+        return batch
+
+    Thread(target=take, name="taking batches", daemon=True).start()  # an executor's would keep a program that ends
+    coming = want()
+    try:
+        while (batch := coming.result()) is not None:
+            coming = want()
+            yield batch
+    finally:
+        wanted.put(None)
+        wait([coming], LEAVING)
 
 
 LOST_WORKER = re.compile(
