@@ -263,7 +263,7 @@ def test_the_steps_of_a_sampler_share_one_reading_of_the_text(pipe, settings, ti
     assert len(read) == times and len(encoded) == 1
 
 
-def test_on_a_cpu_pictures_are_decoded_in_the_layout_that_takes_less_time(pipe):
+def test_on_a_cpu_pictures_are_decoded_in_channels_last(pipe):
     assert pipe.encoders.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 

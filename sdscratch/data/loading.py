@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from itertools import count
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from types import TracebackType
 from typing import Any
 
@@ -188,7 +188,12 @@ def end_workers() -> None:
 
     Python would ask each to terminate as it exits, which they pass over once (see `stop_with_parent`), and wait for ever.
     """
+    handles_signals = current_thread() is main_thread()
+    if handles_signals:  # torch's handler says that a worker is lost, in place of what has failed
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
             process.join()
+    if handles_signals:
+        signal.signal(signal.SIGCHLD, before)

@@ -109,8 +109,15 @@ class Text(NamedTuple):
 
 
 def for_each_text(rows: Tensor, texts: int) -> Tensor:
-    """(B, ...), of each picture -> (texts, ...), of each of as many texts. Until pictures meet their texts, once is enough."""
-    return rows if len(rows) == texts else torch.cat([rows] * (texts // len(rows)))
+    """(B, ...), of each picture -> (texts, ...), of each of as many texts. Until pictures meet their texts, once is enough.
+
+    Raises ConfigError where texts is no multiple of B.
+    """
+    if len(rows) == texts:
+        return rows
+    if len(rows) == 0 or texts < len(rows) or texts % len(rows):
+        raise ConfigError(f"{texts} texts for {len(rows)} pictures: expected as many for each")
+    return torch.cat([rows] * (texts // len(rows)))
 
 
 class Attention(nn.Module):

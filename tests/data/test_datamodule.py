@@ -127,8 +127,10 @@ def test_readers_are_ended_though_their_loader_is_still_held_and_they_pass_over_
     for reader in readers:
         os.kill(reader.pid, signal.SIGSTOP)  # so that it surely hears of no wish
         reader.terminate()
-    end_workers()
+    before = signal.getsignal(signal.SIGCHLD)
+    end_workers()  # of which torch says nothing: what has failed is to be said
     assert not any(reader.is_alive() for reader in readers)
+    assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_one_batch_is_taken_while_the_one_before_is_in_use_and_an_error_comes_when_its_batch_would():

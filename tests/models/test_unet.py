@@ -326,6 +326,14 @@ def test_several_texts_for_each_picture_are_answered_together_for_less_work(shap
     assert together.bytes_touched < apart.bytes_touched
 
 
+@pytest.mark.parametrize(("pictures", "texts"), [(4, 1), (4, 2), (2, 3), (0, 2)])
+def test_texts_that_do_not_fit_the_pictures_are_refused(pictures, texts) -> None:
+    unet, _ = twins()
+    latents, timesteps, text = inputs(unet)
+    with pytest.raises(ConfigError, match=f"{texts} texts for {pictures} pictures: expected as many for each"):
+        unet(latents[:1].expand(pictures, -1, -1, -1), 1, text[:1].expand(texts, -1, -1))
+
+
 def test_a_text_that_is_filled_up_to_whole_vectors_says_the_same() -> None:
     unet, _ = twins(torch.float64)
     latents, timesteps, states = inputs(unet)
