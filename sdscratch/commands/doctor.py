@@ -39,12 +39,15 @@ def run(cfg: DictConfig) -> None:
     report.add(imports())
     report.stop_if_failed()  # what follows needs them all
 
+    from sdscratch.data.loading import end_workers
+
     waiting = _in_the_background(cfg)
     lacking: Level = "warn" if missing else "fail"
     for about, check, seconds in _one_by_one(cfg, lacking):
         report.add(Check(about, check, seconds).findings())
     for check in waiting:
         report.add(check.findings())
+    end_workers()  # of a loader that gave no answer: Python would wait for them
     report.stop_if_failed()
     warnings = {0: "", 1: ", with 1 warning"}.get(report.warnings, f", with {report.warnings} warnings")
     if missing:
