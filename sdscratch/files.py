@@ -18,7 +18,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from sdscratch.errors import CannotWriteError, RunFolderError
+from sdscratch.errors import CannotWriteError, DataError, RunFolderError
 
 LOCK = ".lock"
 # The struct of fcntl(2), and where in it l_type is.
@@ -241,6 +241,21 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
     """Write readable JSON, in its own order. job: as in write_atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()), job)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, but raise DataError for a folder that cannot be read: what is in it would be lost in silence.
+
+    One that is gone meanwhile is passed over.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(
+                f"{error.filename} cannot be read: {error.strerror or error}. Mend that, or move it elsewhere"
+            ) from error
+
+    return os.walk(folder, onerror=refuse)
 
 
 def check_file(path: Path) -> None:
