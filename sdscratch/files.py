@@ -139,7 +139,8 @@ def write_atomically(
     """Let `write` fill a file beside `path`, make it durable, then give it its name. Leaves nothing behind on error.
 
     job: its name in crash points: JOB:tmp (half written), JOB:fsync (whole, without its name), JOB:rename.
-    rename: how it gets its name: in place of a file that has it, or `unless_taken`.
+    rename: how it gets its name: in place of a file that has it, or `unless_taken`, or by what also puts its company beside
+    it. What that raises leaves nothing behind either, and an error with a path of its own is left as it is.
     Raises CannotWriteError when the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -221,12 +222,17 @@ def remove_halves(folder: Path, name: str = "") -> None:
 
     name: only what was to be called so.
     """
-    for path in folder.glob(f".{escape(name) or '*'}.*.*"):
-        if (found := HALF.fullmatch(path.name)) and not _is_alive(int(found[1])):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in halves(folder, name):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def halves(folder: Path, name: str = "") -> list[Path]:
+    """What `remove_halves` would remove."""
+    found = [(path, HALF.fullmatch(path.name)) for path in folder.glob(f".{escape(name) or '*'}.*.*")]
+    return [path for path, half in found if half and not _is_alive(int(half[1]))]
 
 
 def _is_alive(process: int) -> bool:
