@@ -94,9 +94,11 @@ class FolderLock:
         """Whether a living process holds it, this one or another. Only asks: whoever wants it meanwhile gets it."""
         if self.folder.resolve() in _HELD:
             return True  # not to be opened here: closing any file of a lock lets others in
-        with suppress(OSError), (self.folder / LOCK).open("rb") as file:
-            wanted = [fcntl.F_WRLCK if field == KIND else 0 for field in range(5)]  # all of the file
-            found = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *wanted)))
+        wanted = [fcntl.F_WRLCK if field == KIND else 0 for field in range(5)]  # all of the file
+        with suppress(OSError):
+            check_file(self.folder / LOCK)
+            with (self.folder / LOCK).open("rb") as file:
+                found = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *wanted)))
             return bool(found[KIND] != fcntl.F_UNLCK)
         return False
 
