@@ -55,7 +55,7 @@ class FolderLock:
         self._file: BinaryIO | None = None
 
     def take(self, wait: bool = False) -> None:
-        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made.
+        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made or locked.
 
         The folder is made where there is none. wait: until it is free.
         """
@@ -68,6 +68,12 @@ class FolderLock:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    self.release()
+                    raise CannotWriteError(
+                        f"cannot lock {self.folder}: {error.strerror or error}. Some network disks have no locks: "
+                        "use a folder on another one"
+                    ) from error
                 self._file.seek(0)
                 holder = self._file.read().decode() or "unknown"
                 self.release()
