@@ -53,6 +53,7 @@ class FolderLock:
         """instead: what whoever finds it taken may do."""
         self.folder, self.instead = folder, instead
         self._file: BinaryIO | None = None
+        self._place = folder  # as _HELD has it: the folder may get another name meanwhile
 
     def take(self, wait: bool = False) -> None:
         """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made or locked.
@@ -82,7 +83,8 @@ class FolderLock:
                 ) from error
             if not self._is_there():  # whoever held it has removed it meanwhile: the next one would make another
                 self.release()
-        _HELD.add(self.folder.resolve())
+        self._place = self.folder.resolve()
+        _HELD.add(self._place)
         try:
             self._file.truncate(0)  # type: ignore[union-attr]
             self._file.write(str(os.getpid()).encode())  # type: ignore[union-attr]
@@ -113,7 +115,7 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
-            _HELD.discard(self.folder.resolve())
+            _HELD.discard(self._place)
 
     def remove(self) -> None:
         """Let others in, and leave no file behind."""
