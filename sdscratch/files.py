@@ -18,7 +18,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from sdscratch.errors import CannotWriteError, RunFolderError
+from sdscratch.errors import CannotWriteError, DataError, RunFolderError
 
 LOCK = ".lock"
 # The struct of fcntl(2), and where in it l_type is.
@@ -53,9 +53,10 @@ class FolderLock:
         """instead: what whoever finds it taken may do."""
         self.folder, self.instead = folder, instead
         self._file: BinaryIO | None = None
+        self._place = folder  # as _HELD has it: the folder may get another name meanwhile
 
     def take(self, wait: bool = False) -> None:
-        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made.
+        """Raises RunFolderError while another process holds it, CannotWriteError where its file cannot be made or locked.
 
         The folder is made where there is none. wait: until it is free.
         """
@@ -68,6 +69,12 @@ class FolderLock:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    self.release()
+                    raise CannotWriteError(
+                        f"cannot lock {self.folder}: {error.strerror or error}. Some network disks have no locks: "
+                        "use a folder on another one"
+                    ) from error
                 self._file.seek(0)
                 holder = self._file.read().decode() or "unknown"
                 self.release()
@@ -76,7 +83,8 @@ class FolderLock:
                 ) from error
             if not self._is_there():  # whoever held it has removed it meanwhile: the next one would make another
                 self.release()
-        _HELD.add(self.folder.resolve())
+        self._place = self.folder.resolve()
+        _HELD.add(self._place)
         try:
             self._file.truncate(0)  # type: ignore[union-attr]
             self._file.write(str(os.getpid()).encode())  # type: ignore[union-attr]
@@ -94,9 +102,11 @@ class FolderLock:
         """Whether a living process holds it, this one or another. Only asks: whoever wants it meanwhile gets it."""
         if self.folder.resolve() in _HELD:
             return True  # not to be opened here: closing any file of a lock lets others in
-        with suppress(OSError), (self.folder / LOCK).open("rb") as file:
-            wanted = [fcntl.F_WRLCK if field == KIND else 0 for field in range(5)]  # all of the file
-            found = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *wanted)))
+        wanted = [fcntl.F_WRLCK if field == KIND else 0 for field in range(5)]  # all of the file
+        with suppress(OSError):
+            check_file(self.folder / LOCK)
+            with (self.folder / LOCK).open("rb") as file:
+                found = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *wanted)))
             return bool(found[KIND] != fcntl.F_UNLCK)
         return False
 
@@ -105,7 +115,7 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
-            _HELD.discard(self.folder.resolve())
+            _HELD.discard(self._place)
 
     def remove(self) -> None:
         """Let others in, and leave no file behind."""
@@ -139,7 +149,8 @@ def write_atomically(
     """Let `write` fill a file beside `path`, make it durable, then give it its name. Leaves nothing behind on error.
 
     job: its name in crash points: JOB:tmp (half written), JOB:fsync (whole, without its name), JOB:rename.
-    rename: how it gets its name: in place of a file that has it, or `unless_taken`.
+    rename: how it gets its name: in place of a file that has it, or `unless_taken`, or by what also puts its company beside
+    it. What that raises leaves nothing behind either, and an error with a path of its own is left as it is.
     Raises CannotWriteError when the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -221,12 +232,17 @@ def remove_halves(folder: Path, name: str = "") -> None:
 
     name: only what was to be called so.
     """
-    for path in folder.glob(f".{escape(name) or '*'}.*.*"):
-        if (found := HALF.fullmatch(path.name)) and not _is_alive(int(found[1])):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in halves(folder, name):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def halves(folder: Path, name: str = "") -> list[Path]:
+    """What `remove_halves` would remove."""
+    found = [(path, HALF.fullmatch(path.name)) for path in folder.glob(f".{escape(name) or '*'}.*.*")]
+    return [path for path, half in found if half and not _is_alive(int(half[1]))]
 
 
 def _is_alive(process: int) -> bool:
@@ -241,6 +257,21 @@ def write_json(path: Path, content: Mapping[str, Any], job: str = "") -> None:
     """Write readable JSON, in its own order. job: as in write_atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()), job)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, but raise DataError for a folder that cannot be read: what is in it would be lost in silence.
+
+    One that is gone meanwhile is passed over.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(
+                f"{error.filename} cannot be read: {error.strerror or error}. Mend that, or move it elsewhere"
+            ) from error
+
+    return os.walk(folder, onerror=refuse)
 
 
 def check_file(path: Path) -> None:

@@ -255,10 +255,13 @@ class RunFolder:
             self._write_metrics(header, [row for row in self._rows() if int(row["step"]) <= step])
 
     def append_bad_step(self, about: Mapping[str, Any]) -> None:
-        """Add a line to bad_steps.jsonl, unless it is there: a resumed run meets the same bad step again."""
+        """Add a line to bad_steps.jsonl, unless it is there: a resumed run meets the same bad step again.
+
+        Raises OSError.
+        """
         file = self.path / "bad_steps.jsonl"
         line = json.dumps(about)
-        if not file.exists() or line.encode() not in file.read_bytes().splitlines():
+        if not file.exists() or line.encode() not in read_bytes(file).splitlines():
             with file.open("a") as out:
                 out.write(line + "\n")
 

@@ -160,6 +160,25 @@ def test_a_lock_for_a_while_leaves_nothing_behind_and_lets_others_in_after_an_er
         pass
 
 
+def test_a_disk_without_locks_is_not_taken_for_a_folder_in_use(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(CannotWriteError, match="cannot lock .*: No locks available"), FolderLock(tmp_path).held(True):
+        pass
+
+
+def test_a_folder_whose_link_is_renamed_while_it_is_locked_is_free_afterwards(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    lock = FolderLock(tmp_path / "link")
+    lock.take()
+    (tmp_path / "link").rename(tmp_path / "aside")
+    lock.release()
+    assert not FolderLock(tmp_path / "aside").is_taken
+
+
 def test_of_two_that_want_one_name_the_second_leaves_the_firsts_file(tmp_path):
     for content in (b"first", b"second"):
         write_atomically(tmp_path / "file", lambda file, content=content: file.write(content), rename=unless_taken)

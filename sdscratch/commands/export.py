@@ -18,7 +18,7 @@ from sdscratch.interop.diffusers_folder import Model, save_model
 from sdscratch.interop.hub import check_repository, push
 from sdscratch.interop.model_card import Provenance, model_card
 from sdscratch.interop.model_source import load_model, raw_weights
-from sdscratch.interop.single_file import configs_beside, write_single_file
+from sdscratch.interop.single_file import clear_place, configs_beside, write_single_file
 from sdscratch.interop.weight_files import check_finite
 from sdscratch.models.pretrained import without_commentary
 from sdscratch.models.released_unet import ReleasedUNet
@@ -56,9 +56,10 @@ def _check(cfg: DictConfig) -> None:
     out = out_folder(cfg)
     require_free(out)
     if cfg.format == "single_file":
-        require_free(configs_beside(out))
         if out.suffix != ".safetensors":
             raise ConfigError(f"out={out} is no name for a single file: expected one that ends with .safetensors")
+        clear_place(out)
+        require_free(configs_beside(out))
     if cfg.push is not None:
         check_repository(cfg.push)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from sdscratch.data.grid import captioned_grid
 from sdscratch.data.shapes import Split, prompts
 from sdscratch.errors import StoppedError, check_whole
 from sdscratch.evaluation.shapes_judge import score
-from sdscratch.files import write_atomically, write_json
+from sdscratch.files import read_json, write_atomically, write_json
 from sdscratch.pipeline import TextToImage
 from sdscratch.run_folder import RunFolder, folder_below
 
@@ -72,7 +71,7 @@ class Stages:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.report: dict = json.loads(file.read_text()) if file.exists() else {"seconds": {}}
+        self.report: dict = {"seconds": {}, **read_json(file)}
 
     @contextmanager
     def timed(self, name: str, announcement: str) -> Iterator[None]:

@@ -35,7 +35,7 @@ class DrawnPictures:
         self.folder, self.prompts = folder, prompts
         self.protocol = json.loads(json.dumps(protocol))  # as it is read again
         self.fingerprint = sha256(json.dumps(self.protocol, sort_keys=True).encode()).hexdigest()[:16]
-        with FolderLock(folder).held(wait=True):  # others may begin at the same time
+        with FolderLock(folder, "choose another out=").held(wait=True):  # others may begin at the same time
             self._claim()
 
     def _claim(self) -> None:

@@ -6,6 +6,7 @@ model stands beside its file, in the folder STEM.configs: a pipeline folder with
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdscratch.diffusion import FlowSchedule, NoiseSchedule, PredictionType
-from sdscratch.errors import DataError, check_choice
-from sdscratch.files import remove_halves, replace_folder, write_atomically, write_json
+from sdscratch.errors import CannotWriteError, DataError, check_choice
+from sdscratch.files import halves, remove_halves, replace_folder, write_atomically, write_json
 from sdscratch.interop import compvis_keys
 from sdscratch.interop.diffusers_folder import ABOUT, Model, read_about, read_settings, reading, write_settings
 from sdscratch.interop.schedulers import schedule_of
@@ -89,17 +90,26 @@ def configs_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.configs")
 
 
+def clear_place(path: Path) -> None:
+    """Remove what an export to this file has left that was killed: its half, and the configs that it had put beside that."""
+    if not path.exists() and halves(path.parent, path.name):
+        shutil.rmtree(configs_beside(path), ignore_errors=True)
+    remove_halves(path.parent, path.name)
+    remove_halves(path.parent, configs_beside(path).name)
+
+
 def write_single_file(
     path: Path,
     model: Model,
     dtype: torch.dtype = torch.float32,
     more: Callable[[Path], object] = lambda folder: None,
 ) -> None:
-    """Write the model and the configs beside it; the file itself gets its name last.
+    """Write the model and the configs beside it, where there is neither yet; the file itself gets its name last.
 
     The VAE's scaling_factor becomes the usual one. A ReleasedUNet, which no such program knows, is written alone, under the
     names of its release. more: writes what else is to be in the folder of configs.
-    Raises CannotWriteError when the disk is full or the place not writable, DataError for weights too large for the dtype.
+    Raises CannotWriteError when the disk is full, the place not writable, or taken by another process meanwhile, DataError
+    for weights too large for the dtype.
     """
     configs = configs_beside(path)
     if isinstance(model.unet, ReleasedUNet):
@@ -123,14 +133,20 @@ def write_single_file(
         more(folder)
 
     def rename(temporary: Path, path: Path) -> None:
-        replace_folder(configs, write_configs)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        try:
+            replace_folder(configs, write_configs, only_new=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CannotWriteError(f"cannot write {configs}: {reason}. Choose another name or folder.") from error
         try:
             os.replace(temporary, path)
         except BaseException:  # configs of no file would be in the way
             shutil.rmtree(configs, ignore_errors=True)
             raise
 
-    remove_halves(path.parent, path.name)
+    clear_place(path)
     content = save(plain, metadata={"format": "pt"})
     write_atomically(path, lambda file: file.write(content), "export", rename)
 

@@ -93,7 +93,7 @@ class _Target:
         """numbers: of samples of the index, rising."""
         rows = numbers if self.index.rows is None else self.index.rows[numbers]
         selection = Selection(*self.origin, self.total, rows.astype(np.int64))
-        with FolderLock(self.out).held(wait=True):
+        with FolderLock(self.out, "choose another out=").held(wait=True):
             if (present := self.present()) is not None:  # of another process, since this one has looked first
                 return present
             remove_halves(self.out)

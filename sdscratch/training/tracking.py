@@ -61,7 +61,7 @@ class WandbTracker(Logger):
     def version(self) -> str:
         """The id of the W&B run; a new one where there is none that W&B would take."""
         file = self.run_dir / "wandb" / "id"
-        if not file.exists() or not ID.fullmatch(file.read_bytes().strip()):
+        if not file.is_file() or not ID.fullmatch(file.read_bytes().strip()):
             write_atomically(file, lambda out: out.write(os.urandom(4).hex().encode()))
         return file.read_text().strip()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from sdscratch.interop.single_file import (
     SCALING_FACTOR,
     SD1X_UNET,
     SD1X_VAE,
+    clear_place,
     configs_beside,
     read_single_file,
     write_single_file,
@@ -256,3 +259,36 @@ def test_there_are_no_configs_before_all_of_the_file_is_written(tmp_path, monkey
         ("export:fsync", False),
         ("export:rename", True),
     ]
+
+
+def test_what_an_export_has_left_that_was_killed_between_its_two_renames_is_cleared_away(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path = tmp_path / "a.safetensors"
+    configs_beside(path).mkdir()
+    for half, stays in ((f".{path.name}.{os.getpid()}.tmp", True), (f".{path.name}.{dead.pid}.tmp", False)):
+        clear_place(path)
+        assert configs_beside(path).exists()  # somebody else's: there is nothing of a killed export
+        (tmp_path / half).touch()
+        clear_place(path)
+        assert configs_beside(path).exists() == (tmp_path / half).exists() == stays
+
+
+def test_a_file_or_its_configs_that_another_process_has_written_meanwhile_stay_and_are_named(tmp_path, file):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CannotWriteError, match="a.safetensors: File exists"):
+        write_single_file(file, model("flow"))
+    file.rename(tmp_path / "b")
+    with pytest.raises(CannotWriteError, match="a.configs: Directory not empty"):
+        write_single_file(file, model("flow"))
+    (tmp_path / "b").rename(file)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_that_cannot_be_written_is_said_of_the_configs_and_nothing_is_left(tmp_path):
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "README.md"))
+
+    with pytest.raises(CannotWriteError, match="a.configs: Permission denied"):
+        write_single_file(tmp_path / "a.safetensors", model(), more=refuse)
+    assert not list(tmp_path.iterdir())

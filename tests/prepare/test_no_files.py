@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from sdscratch.data.selection import ROWS, SELECTION
 from sdscratch.data.shards import UNFINISHED, write_shards
 from sdscratch.errors import DataError
 from sdscratch.prepare.download.url_rows import UrlRows
-from sdscratch.prepare.pack import DiffusionDB, Folder, JourneyDB
+from sdscratch.prepare.filter.metadata import metadata_files
+from sdscratch.prepare.pack import DiffusionDB, Folder, JourneyDB, Tars
 from sdscratch.prepare.select import select
 from sdscratch.prepare.verify import verify
 
@@ -58,3 +61,45 @@ def test_the_files_of_collections(tmp_path):
         JourneyDB(tmp_path).identity()
     with pytest.raises(DataError, match="no rows in"):
         UrlRows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "look_through",
+    [
+        lambda folder: metadata_files(folder, folder / "out"),
+        lambda folder: Folder(folder, "test").files,
+        lambda folder: Tars(folder).adopt(),
+    ],
+    ids=["filter", "pack", "adopt"],
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_folder_further_down_that_cannot_be_read_is_named_not_passed_over(
+    look_through: Callable, number: int, tmp_path, monkeypatch
+):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.csv").write_text("url\n1\n")
+    scan = os.scandir
+
+    def scan_but_one(path: str) -> object:
+        if str(path).endswith("bad"):
+            raise OSError(number, os.strerror(number), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_but_one)
+    with pytest.raises(DataError, match="bad cannot be read: "):
+        look_through(tmp_path)
+
+
+def test_a_folder_that_is_gone_while_its_neighbours_are_looked_through_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "rows.csv").write_text("url\n1\n")
+    scan = os.scandir
+
+    def remove_first(path: str) -> object:
+        if str(path).endswith("gone"):
+            os.rmdir(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", remove_first)
+    assert metadata_files(tmp_path, tmp_path / "out") == [tmp_path / "rows.csv"]

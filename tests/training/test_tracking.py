@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from statistics import median
 from unittest.mock import patch
 
 import numpy as np
@@ -260,4 +259,4 @@ def test_a_silent_server_takes_less_than_a_twentieth_of_the_time_of_training(tin
         run = train(tiny_config(*SMALLER, "logger=default", "max_steps=50", "callbacks.metrics.every=5"))
     training = sum(20 / row["samples_per_second"] for row in run.read_metrics())
     assert len(seconds) == 10
-    assert len(seconds) * median(seconds) < 0.05 * training  # others may take the processor away from one or the other
+    assert sum(sorted(seconds)[:-1]) < 0.05 * training  # others may take the processor away from one

@@ -12,7 +12,7 @@ from sdscratch.data.index import OpenFiles, samples_of
 from sdscratch.data.manifest import Manifest
 from sdscratch.data.shards import DROPPED, Dropped, Noted, Sample, ShardFolder
 from sdscratch.errors import DataError
-from sdscratch.files import sha256_of
+from sdscratch.files import check_file, sha256_of
 from sdscratch.prepare.download.url_rows import Row
 from sdscratch.prepare.download.web import is_passing
 
@@ -42,11 +42,21 @@ def known(folder: ShardFolder, name: str, rows: Sequence[Row]) -> list[Sample | 
 
 
 def reopen(folder: ShardFolder, manifest: Manifest, rows: Mapping[str, int]) -> None:
-    """Take a finished folder for one that has all its shards but is not finished. rows: of each shard, in their sequence."""
+    """Take a finished folder for one that has all its shards but is not finished. rows: of each shard, in their sequence.
+
+    Raises DataError where what fell cannot be read, and as ShardFolder.reopen does.
+    """
+    dropped = folder.path / DROPPED
+    try:
+        check_file(dropped)
+    except OSError as error:
+        raise DataError(
+            f"{dropped} cannot be read ({error.strerror or error}): nothing says which rows to ask for again. Put it back"
+        ) from error
 
     def notes() -> Iterator[tuple[str, Noted]]:
         shards = {shard.name: shard for shard in manifest.shards}
-        with open(folder.path / DROPPED, encoding="utf-8") as lines:
+        with open(dropped, encoding="utf-8") as lines:
             for name, count in rows.items():
                 shard = shards.get(name)
                 fell = [Dropped(**json.loads(line)) for line in islice(lines, count - (shard.samples if shard else 0))]

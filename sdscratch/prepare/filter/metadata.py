@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from sdscratch.errors import DataError
+from sdscratch.files import walk
 from sdscratch.prepare.sql import identifier, quoted
 
 ALIASES = {
@@ -54,16 +54,19 @@ Columns = dict[str, str]  # of a file: its names, as they are written there, and
 
 
 def metadata_files(path: Path, but_not_in: Path) -> list[Path]:
-    """The metadata file, or all of them in a folder and below it, in no particular sequence. Raises DataError for none.
+    """The metadata file, or all of them in a folder and below it, in no particular sequence. Raises DataError for none,
+    and for a folder that cannot be read.
 
     but_not_in: where what is made of them goes.
     """
     if path.is_file():
         reader(path)
         return [path]
-    below = (Path(place, name) for place, _, names in os.walk(path) for name in names)
-    shown = (file for file in below if not _is_hidden(file.relative_to(path)))
-    found = [file for file in shown if file.is_file() and _ending(file)]
+    found = list[Path]()
+    for place, folders, names in walk(path):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        shown = (Path(place, name) for name in names if not _is_hidden(name))
+        found += [file for file in shown if _ending(file) and file.is_file()]
     found = [file for file in found if not file.resolve().is_relative_to(but_not_in.resolve())]
     if not found:
         what = "holds none" if path.is_dir() else "does not exist"
@@ -109,8 +112,8 @@ def normalised(columns: Columns) -> Mapping[str, str]:
     return known | {name: identifier(name) for name in sorted(columns.keys() - used) if name.lower() not in known}
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
 
 
 def _ending(path: Path) -> str:

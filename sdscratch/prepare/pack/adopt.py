@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from sdscratch.data.index import OpenFiles, ShardIndex, samples_of
 from sdscratch.data.manifest import Manifest, Shard
 from sdscratch.data.shards import BAD, KEY, KEY_IN_WORDS, UNFINISHED, Members
 from sdscratch.errors import DataError, check_choice
-from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, write_atomically, write_json
+from sdscratch.files import LOCK, FolderLock, read_json, remove_halves, sha256_of, walk, write_atomically, write_json
 from sdscratch.prepare.engine import Engine, map_shards
 from sdscratch.prepare.pack.found import MAX_BYTES, require_folder
 
@@ -101,7 +100,7 @@ def _tars(folder: Path) -> list[str]:
         path.name for path in (*folder.glob("*.tar.*"), *folder.glob("*.tgz")) if path.suffix != ".json"
     )
     # Not by rglob, which fails where a folder is removed meanwhile, as by another adoption that has just ended.
-    below = (Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files))
+    below = (Path(place, name) for place, folders, files in walk(folder) for name in (*folders, *files))
     deeper = next((path for path in below if path.suffix == ".tar" and path.parent != folder), None)
     if compressed:
         raise DataError(f"{folder / compressed[0]} is compressed, and a shard is read in no sequence: unpack it first.")

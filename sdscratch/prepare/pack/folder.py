@@ -20,7 +20,7 @@ from typing import Any
 from sdscratch.data.captions import captions_of, record_of
 from sdscratch.data.shards import Dropped
 from sdscratch.errors import DataError
-from sdscratch.files import fingerprint_of
+from sdscratch.files import fingerprint_of, walk
 from sdscratch.prepare.pack.found import (
     Found,
     Slice,
@@ -63,7 +63,7 @@ class Folder:
     def files(self) -> tuple[str, ...]:
         """Everything below the folder that counts, as sorted paths from it; other files may come and go, such as shards."""
         root, found = str(require_folder(Path(self.path), "the pictures")), list[str]()
-        for folder, folders, files in os.walk(root):
+        for folder, folders, files in walk(Path(root)):
             folders[:] = [name for name in folders if not name.startswith(".")]
             prefix = "" if folder == root else folder[len(root) :].strip("/") + "/"
             pictures = {name.rpartition(".")[0] for name in files if is_picture(name)}
