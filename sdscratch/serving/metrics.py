@@ -68,7 +68,7 @@ class Metrics:
 
     def _forget(self) -> None:
         self._inode, self._read, self._last_line = -1, 0, b""
-        self._names: list[str] = []
+        self._names: list[str] | None = None  # until the header is read
         self._columns: dict[str, Column] = {}
 
     def _read_on(self) -> None:
@@ -84,11 +84,12 @@ class Metrics:
             for line in file:
                 if not line.endswith(b"\n") or b"\0" in line:
                     break
+                for part in line.decode(errors="replace").splitlines():  # where RunFolder ends lines, too
+                    self._take(part)
                 self._read, self._last_line = self._read + len(line), line
-                self._take(line.decode(errors="replace").rstrip("\r\n"))
 
     def _take(self, line: str) -> None:
-        if not self._names:
+        if self._names is None:
             self._names = next(csv.reader([line[:LONGEST_LINE]]), [])
         elif row := as_row(self._names, line):
             step = int(row.pop("step"))

@@ -81,6 +81,18 @@ def test_a_file_that_is_another_now_is_read_anew(run, change):
     assert metrics.series(MOST) == Metrics(run.metrics_file).series(MOST)
 
 
+@pytest.mark.parametrize("head", ["step,loss\n", "step,lo\rss\n", "\nstep,loss\n", "step,loss\n0,1\x0b"])
+def test_a_damaged_file_is_at_every_look_what_the_run_folder_reads_in_it(run, head):
+    run.metrics_file.write_bytes(head.encode())
+    metrics = Metrics(run.metrics_file)
+    for line in ("1,2\n", "2,3\n"):
+        with run.metrics_file.open("a") as file:
+            file.write(line)
+        rows = run.read_metrics()
+        names = {name for row in rows for name in row} - {"step"}
+        assert metrics.series(MOST) == {name: [(row["step"], row[name]) for row in rows] for name in names}
+
+
 def test_a_long_run_is_kept_in_few_points_that_have_its_mean_and_its_end():
     column, rows = Column(), 5 * MOST + 7
     for step in range(rows):
