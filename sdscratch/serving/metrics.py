@@ -68,11 +68,15 @@ class Metrics:
 
     def _forget(self) -> None:
         self._inode, self._read, self._last_line = -1, 0, b""
+        self._in_long_line = False  # of which _last_line is a part
         self._names: list[str] | None = None  # until the header is read
         self._columns: dict[str, Column] = {}
 
     def _read_on(self) -> None:
-        """A line without its end, or with a NUL in it, is torn, or being written just now: it does not count yet."""
+        """A line without its end, or with a NUL in it, is torn, or being written just now: it does not count yet.
+
+        The rest of one that is too long is passed over, whether it has an end or not.
+        """
         check_file(self.file)
         with self.file.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
@@ -81,12 +85,14 @@ class Metrics:
                 self._forget()
                 self._inode = inode
                 file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n") or b"\0" in line:
+            while line := file.readline(LONGEST_LINE + 1):
+                whole = line.endswith(b"\n")
+                if b"\0" in line or not whole and len(line) <= LONGEST_LINE:
                     break
-                for part in line.decode(errors="replace").splitlines():  # where RunFolder ends lines, too
-                    self._take(part)
-                self._read, self._last_line = self._read + len(line), line
+                if not self._in_long_line:
+                    for part in line.decode(errors="replace").splitlines():  # where RunFolder ends lines, too
+                        self._take(part)
+                self._read, self._last_line, self._in_long_line = self._read + len(line), line, not whole
 
     def _take(self, line: str) -> None:
         if self._names is None:
