@@ -56,7 +56,7 @@ class Metrics:
         self._forget()
 
     def series(self, points: int) -> dict[str, list[Point]]:
-        """By column, at most `points` of each; no number is None. Raises RunFolderError where it cannot be read."""
+        """By column, at most `points` of each; None: not finite. Raises RunFolderError where it cannot be read."""
         with self._turn:
             try:
                 self._read_on()
