@@ -56,7 +56,7 @@ class Metrics:
         self._forget()
 
     def series(self, points: int) -> dict[str, list[Point]]:
-        """By column, at most `points` of each; no number is None. Raises RunFolderError where it cannot be read."""
+        """By column, at most `points` of each; None: not finite. Raises RunFolderError where it cannot be read."""
         with self._turn:
             try:
                 self._read_on()
@@ -68,11 +68,15 @@ class Metrics:
 
     def _forget(self) -> None:
         self._inode, self._read, self._last_line = -1, 0, b""
-        self._names: list[str] = []
+        self._in_long_line = False  # of which _last_line is a part
+        self._names: list[str] | None = None  # until the header is read
         self._columns: dict[str, Column] = {}
 
     def _read_on(self) -> None:
-        """A line without its end, or with a NUL in it, is torn, or being written just now: it does not count yet."""
+        """A line without its end, or with a NUL in it, is torn, or being written just now: it does not count yet.
+
+        The rest of one that is too long is passed over, whether it has an end or not.
+        """
         check_file(self.file)
         with self.file.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
@@ -81,14 +85,17 @@ class Metrics:
                 self._forget()
                 self._inode = inode
                 file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n") or b"\0" in line:
+            while line := file.readline(LONGEST_LINE + 1):
+                whole = line.endswith(b"\n")
+                if b"\0" in line or not whole and len(line) <= LONGEST_LINE:
                     break
-                self._read, self._last_line = self._read + len(line), line
-                self._take(line.decode(errors="replace").rstrip("\r\n"))
+                if not self._in_long_line:
+                    for part in line.decode(errors="replace").splitlines():  # where RunFolder ends lines, too
+                        self._take(part)
+                self._read, self._last_line, self._in_long_line = self._read + len(line), line, not whole
 
     def _take(self, line: str) -> None:
-        if not self._names:
+        if self._names is None:
             self._names = next(csv.reader([line[:LONGEST_LINE]]), [])
         elif row := as_row(self._names, line):
             step = int(row.pop("step"))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from sdscratch.errors import SdscratchError
 
@@ -28,7 +29,9 @@ EXPECTED = {  # by pydantic's word for what is wrong; in braces what it tells of
     "string_too_long": "at most {max_length} characters",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "float_type": "a number",
+    "float_size": "a number of fewer digits",  # ours: to pydantic such a one is none
     "finite_number": "a finite number",
     "greater_than_equal": "at least {ge:.15g}",
     "less_than_equal": "at most {le:.15g}",
@@ -77,10 +80,12 @@ def answer_problems(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # FastAPI's, where a body is too deep or a number too long to be read as JSON
             return Problem(422, "the body cannot be read as JSON", hint=SEE_API).response()
-        headers = error.headers or {}
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _methods(request) or headers.get("Allow", "GET")
         words = {
             404: "there is nothing at this address",
-            405: f"{request.method} is not for this address: expected {headers.get('Allow', 'GET')}",
+            405: f"{request.method} is not for this address: expected {headers.get('Allow')}",
         }
         return Problem(error.status_code, words.get(error.status_code, str(error.detail)), hint=SEE_API).response(
             **headers
@@ -102,14 +107,25 @@ def our_fault() -> Problem:
     return Problem(500, "the server failed at this request", hint="its log says why; other requests are not affected")
 
 
+def _methods(request: Request) -> str:
+    """Of all routes of the app to this address: Starlette names the first one's. Empty for those of its routers."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
+    fitting = [route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    return ", ".join(sorted(method for route in fitting for method in route.methods))
+
+
 def _unfit(error: RequestValidationError, route: APIRoute) -> Problem:
     """The first of the things that do not fit, in our words: what was found, and what is expected."""
     first = error.errors()[0]
     kind, (part, *where) = first["type"], first["loc"]
     if kind == "json_invalid":
         return Problem(422, f"the body cannot be read as JSON, from character {where[0] + 1} on", hint=SEE_API)
-    field = str(where[0])[:LONGEST_NAME] if where else None
-    name = "the body" if field is None else field
+    if kind == "string_unicode" and not where:  # it is a field's name
+        kind, where = "extra_forbidden", [first["input"]]
+    elif kind == "float_type" and type(first["input"]) is int:
+        kind = "float_size"
+    name = str(where[0])[:LONGEST_NAME] if where else "the body"
+    field = name.encode(errors="backslashreplace").decode() if where else None  # UTF-8 has no half pairs
     if kind == "missing":
         return Problem(422, f"{name} is missing", field, SEE_API)
     if kind == "extra_forbidden":

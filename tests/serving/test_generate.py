@@ -85,6 +85,7 @@ WRONG = [
     ("weights", ["emma", 1, {}]),
     ("colour", ["red"]),
     ("", ["red"]),
+    ("\ud800", ["red"]),
 ]
 
 
@@ -97,7 +98,7 @@ def test_a_value_that_does_not_fit_is_422_and_its_field_is_named(client, field, 
     answer = client.post("/generate", content=json.dumps({"prompt": PROMPT, "steps": 1, field: value}), headers=JSON)
     assert answer.status_code == 422
     problem = answer.json()
-    assert set(problem) == {"error", "field", "hint"} and problem["field"] == field
+    assert set(problem) == {"error", "field", "hint"} and problem["field"] == field.replace("\ud800", r"\ud800")
     assert len(problem["error"]) < 200 and "\n" not in problem["error"]
 
 
@@ -116,10 +117,12 @@ JSON = {"Content-Type": "application/json"}
         ("steps", 2.5, "steps is 2.5: expected a whole number"),
         ("steps", {}, "steps is an object: expected a whole number"),
         ("cfg_scale", math.nan, "cfg_scale is NaN: expected a finite number"),
+        ("cfg_scale", 10**400, "cfg_scale is a number of 401 digits: expected a number of fewer digits"),
         ("cfg_scale", 31, "cfg_scale is 31: expected 0 to 30"),
         ("sampler", "euler_b", f'sampler is "euler_b": expected one of {", ".join(SAMPLERS)}'),
         ("weights", "emma", "weights is \"emma\": expected 'ema' or 'raw'"),
         ("colour", "red", f'there is no field "colour": expected some of {", ".join(Wish.model_fields)}'),
+        ("\ud800", "red", f'there is no field "\\ud800": expected some of {", ".join(Wish.model_fields)}'),
         ("two\nlines", "red", f'there is no field "two\\nlines": expected some of {", ".join(Wish.model_fields)}'),
     ],
     ids=lambda value: str(value)[:20],
@@ -194,6 +197,7 @@ def test_the_cost_of_everything_together_is_limited_before_the_queue(client):
         ("GET", "/generate", "GET is not for this address: expected POST"),
         ("GET", "/nothing", "there is nothing at this address"),
         ("GET", "/page/nothing", "there is nothing at this address"),
+        ("PUT", "/jobs/1", "PUT is not for this address: expected DELETE, GET"),
         ("DELETE", "/models/current", "DELETE is not for this address: expected PUT"),
     ],
 )

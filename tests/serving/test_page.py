@@ -232,6 +232,29 @@ def test_each_tab_has_its_own_pictures_and_those_of_closed_tabs(open_page):
     expect_pictures(page, 2)
 
 
+def test_a_tab_opened_from_another_has_its_own_pictures_and_drawings(open_page):
+    """It begins with a copy of what the other keeps for its session."""
+    page = open_page()
+    draw(page)
+    expect_pictures(page, 1)
+    draw(page, "a blue ring", steps=str(ENDLESS))
+    expect(page.locator("#progress-text")).to_contain_text(f"of {ENDLESS}")
+    with page.context.expect_page() as opened:
+        page.evaluate("void window.open(location.href)")
+    other = opened.value
+    expect(other.locator("#model")).to_have_value("tiny")
+    expect_pictures(other, 0)
+    assert not other.is_visible("#progress")
+    page.click("#cancel")
+    draw(other, steps="3")
+    expect_pictures(other, 1)
+    other.on("dialog", lambda dialog: dialog.accept())
+    other.click("#clear")
+    expect_pictures(other, 0)
+    page.reload()
+    expect_pictures(page, 1)
+
+
 # What goes wrong
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from sdscratch.run_folder import RunFolder
+from sdscratch.run_folder import LONGEST_LINE, RunFolder
 from sdscratch.serving import metrics as module
 from sdscratch.serving.metrics import MOST, Column, Metrics, thinned
 
@@ -79,6 +80,34 @@ def test_a_file_that_is_another_now_is_read_anew(run, change):
     metrics.series(MOST)
     change(run)
     assert metrics.series(MOST) == Metrics(run.metrics_file).series(MOST)
+
+
+@pytest.mark.parametrize("head", ["step,loss\n", "step,lo\rss\n", "\nstep,loss\n", "step,loss\n0,1\x0b"])
+def test_a_damaged_file_is_at_every_look_what_the_run_folder_reads_in_it(run, head):
+    run.metrics_file.write_bytes(head.encode())
+    metrics = Metrics(run.metrics_file)
+    for line in ("1,2\n", "2,3\n"):
+        with run.metrics_file.open("a") as file:
+            file.write(line)
+        rows = run.read_metrics()
+        names = {name for row in rows for name in row} - {"step"}
+        assert metrics.series(MOST) == {name: [(row["step"], row[name]) for row in rows] for name in names}
+
+
+def test_a_line_without_end_is_read_once_and_not_kept(run):
+    metrics, peaks, rest = Metrics(run.metrics_file), [], b"9" * LONGEST_LINE * 20
+    for _ in range(2):
+        with run.metrics_file.open("ab") as file:
+            file.write(rest)
+        tracemalloc.start()
+        assert len(losses(metrics)) == 100
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert run.metrics_file.stat().st_size - metrics._read <= LONGEST_LINE
+    assert max(peaks) < len(rest) / 2
+    with run.metrics_file.open("a") as file:
+        file.write(",9\n101,0.25\n")
+    assert losses(metrics)[100:] == [(101, 0.25)]
 
 
 def test_a_long_run_is_kept_in_few_points_that_have_its_mean_and_its_end():

@@ -104,6 +104,13 @@ def test_what_is_not_there_and_tricks_with_paths_are_404(client, path):
     assert answer.status_code == 404 and set(answer.json()) == {"error", "field", "hint"}
 
 
+@pytest.mark.parametrize("path", ["/runs/shapes/metrics?points={}", "/runs/shapes/samples/{}/ema.png"])
+def test_a_number_too_long_to_be_read_is_said_in_our_words(client, path):
+    answer = client.get(path.format("9" * 5000))
+    assert answer.status_code == 422
+    assert answer.json()["error"].endswith(" is a text of 5000 characters: expected a whole number of fewer digits")
+
+
 def test_a_run_whose_process_was_killed_is_not_said_to_run(client, root):
     RunFolder(root / "killed").set_state(status="running", stage="LatentDiffusion")
     assert {view["name"]: view["status"] for view in client.get("/runs").json()}["killed"] == "stopped"

@@ -2,7 +2,7 @@
 // A tab has those that it has drawn, and those of tabs that are closed: what another that is open draws is that one's.
 
 const MOST = 200;
-const tab = (sessionStorage.tab ??= `tab ${Math.random()}`); // the same after a reload
+let tab = sessionStorage.tab ?? newName(); // the same after a reload
 let database = null;
 const kept = new Map(); // id -> {id, image (data URI), parameters, at (ms), tab}
 
@@ -26,12 +26,29 @@ export async function load() {
   return all();
 }
 
+function newName() {
+  return (sessionStorage.tab = `tab ${Math.random()}`);
+}
+
 // Those that are open now. Each holds the lock of its name as long as it is; without locks, as over plain HTTP, nobody knows.
 async function otherTabs() {
-  navigator.locks?.request(tab, () => new Promise(() => {}));
-  const held = (await navigator.locks?.query())?.held ?? [];
+  if (!navigator.locks) return new Set();
+  if (!(await isOurs(tab))) {
+    // Opened from another, it has a copy of all that the other has in its session: its name, and what it is drawing.
+    sessionStorage.removeItem("job");
+    await isOurs((tab = newName()));
+  }
+  const { held } = await navigator.locks.query();
   return new Set(held.map(({ name }) => name).filter((name) => name !== tab));
 }
+
+// Whether this tab has the lock, from now on.
+const isOurs = (name) => new Promise((resolve, reject) => {
+  navigator.locks.request(name, { ifAvailable: true }, (lock) => {
+    resolve(lock !== null);
+    return lock && new Promise(() => {});
+  }).catch(reject);
+});
 
 export const all = () => [...kept.values()].sort((a, b) => b.at - a.at || a.id.localeCompare(b.id, "en", { numeric: true }));
 
