@@ -111,7 +111,7 @@ def _methods(request: Request) -> str:
     """Of all routes of the app to this address: Starlette names the first one's. Empty for those of its routers."""
     routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
     fitting = [route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL]
-    return ", ".join(sorted(method for route in fitting for method in route.methods))
+    return ", ".join(sorted(method for route in fitting for method in route.methods or ()))
 
 
 def _unfit(error: RequestValidationError, route: APIRoute) -> Problem:
