@@ -276,7 +276,7 @@ class RunFolder:
             raise _cannot_read(self.metrics_file, error) from error
         if len(line) == LONGEST_LINE:
             raise self._no_table()
-        return next(csv.reader([line.decode(errors="replace")]), [])
+        return next(csv.reader(line.decode(errors="replace").splitlines()[:1]), [])  # as `_rows` ends lines
 
     def _no_table(self) -> RunFolderError:
         return RunFolderError(f"{self.metrics_file} is no table of metrics: move it away, and go on")

@@ -355,6 +355,13 @@ def test_a_line_of_any_length_and_any_quotes_costs_itself_alone(run, line):
     assert run.read_metrics() == [{"step": step, "train/loss": step / 10} for step in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("end", ["\r", "\x0b"])
+def test_a_header_that_ends_in_an_odd_way_ends_there_for_whoever_cuts_and_whoever_reads(run, end):
+    run.metrics_file.write_text(f"step,train/loss{end}ss\n1,0.1\n2,0.2\n", newline="")
+    run.cut_metrics(1)
+    assert run.read_metrics() == [{"step": 1, "train/loss": 0.1}]
+
+
 def test_what_is_no_table_of_metrics_is_named_and_left_alone(run):
     run.metrics_file.write_text("step," + "x" * 200_000 + "\n1,2\n")
     with pytest.raises(RunFolderError, match="metrics.csv is no table of metrics"):
