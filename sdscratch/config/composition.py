@@ -251,6 +251,7 @@ def _explain(error: Exception, hydra: Any, verb_config: str, overrides: list[str
         with open_dict(added):
             del added["hydra"]
         problems = [*plain_problems(added, declared), *object_problems(added)]
-        return [problem.removeprefix(f"{key}: ") for problem in problems if problem.startswith(f"{key}: ")]
+        named = [problem.partition(": ") for problem in problems]
+        return [problem for name, _, problem in named if f"{key}.".startswith(f"{name}.")]  # of it, or of what it is in
 
     return explain(error, overrides, dotted_keys(cfg), groups, problems_of_adding)

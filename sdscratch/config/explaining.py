@@ -89,7 +89,7 @@ def _missing_option(error: MissingConfigException, groups: Mapping[str, Group]) 
     options = list(error.options or (groups[group].options if group in groups else []))
     if not options:
         return f"there is no {error.missing_cfg_file!r} among the configurations"
-    return f"{group} has no option {option!r}, only {', '.join(options)}{did_you_mean(option, options)}"
+    return f"{group} has no option {option!r}{did_you_mean(option, options) or ', only ' + ', '.join(options)}"
 
 
 def _plain(error: BaseException) -> str:
