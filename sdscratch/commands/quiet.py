@@ -19,6 +19,7 @@ def quieten_libraries() -> None:
         ".*no `validation_step`.*",
         ".*treespec, LeafSpec.*",
         ".*callbacks used to create.*",
+        ".*`broadcast_buffers` is deprecated.*",  # what replaces it is new in torch 2.13
     ):
         warnings.filterwarnings("ignore", message)
     diffusers.utils.logging.disable_progress_bar()
